@@ -1,0 +1,23 @@
+//! Barriers, each under the name of its instruction (DDI 0487, B2.3.12).
+
+use core::arch::asm;
+
+macro_rules! barrier {
+    ($name:ident, $instruction:literal, $doc:literal) => {
+        #[doc = $doc]
+        #[inline(always)]
+        pub fn $name() {
+            // SAFETY: a barrier only orders. Not `nomem`: the compiler must not move accesses over it.
+            unsafe { asm!($instruction, options(nostack, preserves_flags)) }
+        }
+    };
+}
+
+barrier!(
+    dsb_ish,
+    "dsb ish",
+    "Earlier accesses and TLB maintenance have completed for the Inner Shareable domain."
+);
+barrier!(dsb_ishst, "dsb ishst", "Earlier stores have completed for the Inner Shareable domain.");
+barrier!(dsb_sy, "dsb sy", "Earlier accesses and maintenance have completed for the full system.");
+barrier!(isb, "isb", "Later instructions see the effects of earlier context changes.");

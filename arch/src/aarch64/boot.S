@@ -1,0 +1,377 @@
+// From the first instruction to the first line of Rust.
+//
+//   _start            the arm64 Image header; boot CPU, MMU off, EL1 or EL2, x0 = device tree
+//   secondary_start   further CPUs, MMU off, EL1 or EL2, by PSCI or a spin table
+//      |  drop_to_el1     configure EL2 so that it stays out of the way, enter EL1
+//      |  clear .bss, build_early_tables           (boot CPU only)
+//      |  enable_mmu      TTBR0 = this one page at its own address, TTBR1 = the Image up high
+//      v
+//   *_high            apply the relocations (boot CPU only), drop TTBR0, call Rust
+//
+// All of it lies in the first page of the Image, the only page that is ever mapped at its physical
+// address. While the MMU is off memory is Device: no exclusives, no atomics, no DC ZVA, no unaligned
+// access (DDI 0487, B2.10). Until the relocations are applied nothing here reads an absolute address.
+
+.set PAGE,      4096
+.set BLOCK,     0x200000
+
+// Stage 1 descriptor bits. Text: AF, inner shareable, read-only, UXN, page. Data: AF, inner shareable, UXN, PXN, page.
+// Memory type 0 is Normal in MAIR_EL1. A table descriptor is 0b11.
+.set TEXT_PAGE, 0x0040000000000783
+.set DATA_PAGE, 0x0060000000000703
+
+.macro adr_l, reg, symbol
+        adrp    \reg, \symbol
+        add     \reg, \reg, :lo12:\symbol
+.endm
+
+.macro mov_q, reg, value
+        movz    \reg, #:abs_g3:\value
+        movk    \reg, #:abs_g2_nc:\value
+        movk    \reg, #:abs_g1_nc:\value
+        movk    \reg, #:abs_g0_nc:\value
+.endm
+
+.section .head.text, "ax"
+.global _start
+_start:
+        b       primary_start                   // code0
+        .long   0                               // code1
+        .quad   0                               // text_offset
+        .quad   _image_size                     // from here to the end of .bss
+        .quad   0b1010                          // little-endian, 4K pages, anywhere in memory
+        .quad   0, 0, 0
+        .ascii  "ARM\x64"
+        .long   0
+
+// Boot CPU. x19 = counter, x20 = device tree, x21 = physical address of the Image, x22 = EL it was entered at.
+primary_start:
+        mov     x20, x0
+        adr_l   x21, _image_start
+        bl      drop_to_el1
+        mov     x22, x0
+        mrs     x19, cntvct_el0                 // so that the boot can say what it cost
+
+        // .bss, and that no stale line of it is in a cache when the caches are switched on.
+        adr_l   x0, _bss_start
+        adr_l   x1, _bss_end
+1:      stp     xzr, xzr, [x0], #16
+        cmp     x0, x1
+        b.lo    1b
+
+        bl      build_early_tables
+
+        dmb     sy
+        adr_l   x0, _bss_start
+        adr_l   x1, _bss_end
+        bl      invalidate_dcache
+
+        adr_l   x0, primary_high
+        adr_l   x1, early_root
+        b       enable_mmu
+
+// Further CPUs. Everything they need to know is read after the MMU is on.
+.global secondary_start
+secondary_start:
+        adr_l   x21, _image_start
+        bl      drop_to_el1
+        mov     x22, x0
+        adr_l   x0, secondary_high
+        adr_l   x1, init_root
+        b       enable_mmu
+
+// Enters EL1 with interrupts masked. Returns the EL it was called at (1 or 2). Clobbers x0 to x3.
+drop_to_el1:
+        msr     daifset, #0xf
+        mrs     x0, CurrentEL
+        lsr     x0, x0, #2
+        cmp     x0, #2
+        b.eq    2f
+        b.hi    3f
+        // EL1: MMU and caches off, whatever ran before (the boot protocol asks for it).
+        mov_q   x1, 0x30d00800                  // the RES1 bits of SCTLR_EL1
+        msr     sctlr_el1, x1
+        isb
+        ret
+
+2:      // Stage 2 off, EL1 is AArch64, nothing of it traps (DDI 0487, D24.2: most fields reset to UNKNOWN).
+        mov     x1, #(1 << 31)                  // HCR_EL2.RW
+        msr     hcr_el2, x1
+        isb
+        mrs     x1, midr_el1
+        msr     vpidr_el2, x1
+        mrs     x1, mpidr_el1
+        msr     vmpidr_el2, x1
+        msr     vttbr_el2, xzr
+        msr     hstr_el2, xzr
+        mov     x1, #0x33ff                     // CPTR_EL2: RES1 bits, no traps
+        msr     cptr_el2, x1
+        mov     x1, #3                          // CNTHCTL_EL2: EL1PCEN, EL1PCTEN
+        msr     cnthctl_el2, x1
+        msr     cntvoff_el2, xzr
+        mrs     x1, pmcr_el0                    // MDCR_EL2.HPMN = all counters to EL1, no traps
+        ubfx    x1, x1, #11, #5
+        msr     mdcr_el2, x1
+
+        // GICv3 system registers for EL1.
+        mrs     x1, id_aa64pfr0_el1
+        ubfx    x1, x1, #24, #4
+        cbz     x1, 4f
+        mrs     x1, S3_4_C12_C9_5               // ICC_SRE_EL2
+        orr     x1, x1, #1                      // SRE
+        orr     x1, x1, #8                      // Enable
+        msr     S3_4_C12_C9_5, x1
+        isb
+        msr     S3_4_C12_C11_0, xzr             // ICH_HCR_EL2
+4:
+        // Fine-grained traps (FEAT_FGT) and the extended configuration (FEAT_HCX).
+        mrs     x1, id_aa64mmfr0_el1
+        ubfx    x1, x1, #56, #4
+        cbz     x1, 5f
+        msr     S3_4_C1_C1_4, xzr               // HFGRTR_EL2
+        msr     S3_4_C1_C1_5, xzr               // HFGWTR_EL2
+        msr     S3_4_C1_C1_6, xzr               // HFGITR_EL2
+        msr     S3_4_C3_C1_4, xzr               // HDFGRTR_EL2
+        msr     S3_4_C3_C1_5, xzr               // HDFGWTR_EL2
+        mrs     x1, id_aa64pfr0_el1
+        ubfx    x1, x1, #44, #4                 // FEAT_AMUv1
+        cbz     x1, 5f
+        msr     S3_4_C3_C1_6, xzr               // HAFGRTR_EL2
+5:      mrs     x1, id_aa64mmfr1_el1
+        ubfx    x1, x1, #40, #4
+        cbz     x1, 6f
+        msr     S3_4_C1_C2_2, xzr               // HCRX_EL2
+6:
+        mov_q   x1, 0x30d00800
+        msr     sctlr_el1, x1
+        mov     x1, #0x3c5                      // SPSR_EL2: EL1h, DAIF masked
+        msr     spsr_el2, x1
+        msr     elr_el2, x30
+        eret
+
+3:      adr_l   x1, el3_message
+
+// Says the NUL-terminated text at x1 and ends the machine with status 2, both by semihosting; there
+// is no other console this early. Does not return.
+early_fatal:
+        mov     x0, #0x04                       // SYS_WRITE0
+        hlt     #0xf000
+        adr_l   x1, early_fatal_block
+        mov     x0, #0x18                       // SYS_EXIT
+        hlt     #0xf000
+1:      wfi
+        b       1b
+
+// Fills the early tables: this page at its own address in `idmap_root`, the Image at its high
+// address in `early_root`. Table pages are zero. Clobbers x0 to x10.
+build_early_tables:
+        // The one page of the identity map.
+        adr_l   x0, idmap_root
+        adr_l   x1, idmap_l1
+        adr_l   x2, idmap_l2
+        adr_l   x3, idmap_l3
+        orr     x4, x1, #3
+        ubfx    x5, x21, #39, #9
+        str     x4, [x0, x5, lsl #3]
+        orr     x4, x2, #3
+        ubfx    x5, x21, #30, #9
+        str     x4, [x1, x5, lsl #3]
+        orr     x4, x3, #3
+        ubfx    x5, x21, #21, #9
+        str     x4, [x2, x5, lsl #3]
+        mov_q   x4, TEXT_PAGE
+        orr     x4, x4, x21
+        ubfx    x5, x21, #12, #9
+        str     x4, [x3, x5, lsl #3]
+
+        // The Image: the last-level tables lie side by side, so they are filled as one array.
+        adr_l   x0, early_root
+        adr_l   x1, early_l1
+        adr_l   x2, early_l2
+        adr_l   x3, early_l3
+        mov_q   x6, {image_base}
+        orr     x4, x1, #3
+        ubfx    x5, x6, #39, #9
+        str     x4, [x0, x5, lsl #3]
+        orr     x4, x2, #3
+        ubfx    x5, x6, #30, #9
+        str     x4, [x1, x5, lsl #3]
+        mov     x4, #{early_l3_tables}
+        orr     x5, x3, #3
+1:      str     x5, [x2], #8
+        add     x5, x5, #PAGE
+        subs    x4, x4, #1
+        b.ne    1b
+
+        ubfx    x5, x21, #12, #9                // first page within its 2 MiB
+        add     x3, x3, x5, lsl #3
+        mov     x4, x21
+        adr_l   x6, _text_end
+        adr_l   x7, _image_end
+        mov_q   x8, TEXT_PAGE
+        mov_q   x9, DATA_PAGE
+2:      cmp     x4, x6
+        csel    x10, x8, x9, lo
+        orr     x10, x10, x4
+        str     x10, [x3], #8
+        add     x4, x4, #PAGE
+        cmp     x4, x7
+        b.lo    2b
+        ret
+
+// Invalidates the data cache from x0 to x1 to the point of coherency. Clobbers x0, x2, x3.
+invalidate_dcache:
+        mrs     x2, ctr_el0
+        ubfx    x2, x2, #16, #4                 // DminLine: log2 of words
+        mov     x3, #4
+        lsl     x2, x3, x2
+        sub     x3, x2, #1
+        bic     x0, x0, x3
+1:      dc      ivac, x0
+        add     x0, x0, x2
+        cmp     x0, x1
+        b.lo    1b
+        dsb     sy
+        ret
+
+// Switches the MMU on and goes to the label at x0 (physical) by its high address. x1 = root table for
+// TTBR1 (physical), x21 = physical address of the Image. Sets x23 = high minus physical address.
+enable_mmu:
+        mov_q   x23, {image_base}
+        and     x2, x21, #(BLOCK - 1)
+        add     x23, x23, x2
+        sub     x23, x23, x21
+        add     x0, x0, x23
+
+        mrs     x4, id_aa64mmfr0_el1
+        ubfx    x5, x4, #28, #4                 // TGran4: 0b1111 is not supported
+        cmp     x5, #0xf
+        b.eq    3f
+
+        mov_q   x2, {mair}
+        msr     mair_el1, x2
+        mov_q   x2, {tcr}
+        and     x3, x4, #0xf                    // PARange, at most 48 bits, to TCR_EL1.IPS
+        mov     x5, #5
+        cmp     x3, x5
+        csel    x3, x3, x5, lo
+        bfi     x2, x3, #32, #3
+        ubfx    x3, x4, #4, #4                  // ASIDBits: 0b0010 is 16 bits, to TCR_EL1.AS
+        lsr     x3, x3, #1
+        bfi     x2, x3, #36, #1
+        msr     tcr_el1, x2
+        adr_l   x2, idmap_root
+        msr     ttbr0_el1, x2
+        msr     ttbr1_el1, x1
+        isb
+        tlbi    vmalle1
+        ic      iallu
+        dsb     nsh
+        isb
+        mov_q   x2, {sctlr}
+        msr     sctlr_el1, x2
+        isb
+        br      x0
+
+3:      adr_l   x1, granule_message
+        b       early_fatal
+
+primary_high:
+        // Elf64_Rela: offset, type, addend. The link address is 0, so the Image's own address is what
+        // is added. The build checks that all are R_AARCH64_RELATIVE, which is 1027.
+        add     x24, x21, x23                   // high address of the Image
+        adr_l   x0, _rela_start
+        adr_l   x1, _rela_end
+1:      cmp     x0, x1
+        b.hs    2f
+        ldp     x2, x3, [x0], #16
+        ldr     x4, [x0], #8
+        add     x4, x4, x24
+        str     x4, [x24, x2]
+        b       1b
+2:
+        adr_l   x0, pleat_boot_cpu
+        bl      set_up_cpu
+        mov     x0, x20
+        mov     x1, x21
+        mov     x2, x22
+        mov     x3, x19
+        bl      pleat_primary
+        b       .
+
+secondary_high:
+        adr_l   x0, pleat_secondary_cpu
+        ldr     x0, [x0]
+        bl      set_up_cpu
+        bl      pleat_secondary
+        b       .
+
+// x0 = this CPU's `CpuLocal`: stack, vectors, and nothing in TTBR0. Clobbers x1.
+set_up_cpu:
+        msr     tpidr_el1, x0
+        ldr     x1, [x0, #{stack_top}]
+        mov     sp, x1
+        msr     tpidrro_el0, xzr
+        adr_l   x1, vectors
+        msr     vbar_el1, x1
+        adr_l   x1, empty_table
+        sub     x1, x1, x23
+        msr     ttbr0_el1, x1
+        isb
+        tlbi    vmalle1
+        dsb     nsh
+        isb
+        mov     x29, xzr
+        ret
+
+// replace_ttbr1(x0 = new root, x1 = idmap_root, x2 = empty_table, x3 = this page's alias of
+// `replace_ttbr1_low`; all physical). The old and the new tables may map the kernel by different sizes, so
+// neither may be live together with the other (DDI 0487, D8.16.1): in between, TTBR1 is empty, and
+// only the identity map of this page translates.
+.global replace_ttbr1
+replace_ttbr1:
+        msr     ttbr0_el1, x1
+        isb
+        mov     x4, x30
+        blr     x3
+        msr     ttbr0_el1, x2
+        isb
+        tlbi    vmalle1
+        dsb     nsh
+        isb
+        ret     x4
+
+.global replace_ttbr1_low
+replace_ttbr1_low:
+        msr     ttbr1_el1, x2
+        isb
+        tlbi    vmalle1
+        dsb     nsh
+        isb
+        msr     ttbr1_el1, x0
+        isb
+        ret
+
+el3_message:
+        .asciz  "pleat: fatal: started at EL3; the boot protocol asks for EL2 or EL1\n"
+granule_message:
+        .asciz  "pleat: fatal: this CPU has no 4 KiB translation granule\n"
+        .balign 8
+early_fatal_block:
+        .quad   0x20026, 2                      // ADP_Stopped_ApplicationExit, status
+
+.section .bss.page_tables, "aw", %nobits
+.balign PAGE
+idmap_root:     .skip PAGE
+idmap_l1:       .skip PAGE
+idmap_l2:       .skip PAGE
+idmap_l3:       .skip PAGE
+early_root:     .skip PAGE
+early_l1:       .skip PAGE
+early_l2:       .skip PAGE
+early_l3:       .skip PAGE * {early_l3_tables}
+.global idmap_root, empty_table, init_root
+// What TTBR0 holds while no user address space is loaded.
+empty_table:    .skip PAGE
+// The root of init_mm.
+init_root:      .skip PAGE

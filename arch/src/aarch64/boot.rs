@@ -1,0 +1,100 @@
+//! What the boot assembly shares with the kernel.
+
+use core::arch::global_asm;
+use core::mem::offset_of;
+
+use super::trap::CpuLocal;
+use crate::descriptor::MAIR;
+use crate::{PhysAddr, VirtAddr};
+
+/// Where the Image lives: at the address in this 1 GiB slot that agrees with its physical address
+/// modulo 2 MiB, so that blocks and Contiguous groups fit wherever it was loaded.
+pub const IMAGE_BASE: u64 = 0xffff_8000_0000_0000;
+
+/// The largest Image, from its first byte to the end of `.bss`.
+pub const IMAGE_MAX: u64 = 16 << 20;
+
+/// Last-level tables that map an Image of [`IMAGE_MAX`] bytes, wherever it begins in its first 2 MiB.
+const EARLY_L3_TABLES: u64 = IMAGE_MAX / (2 << 20) + 1;
+
+/// `TCR_EL1` without the fields that depend on the CPU (IPS, AS): 48-bit addresses and 4 KiB granule in
+/// both halves, walks Inner Shareable and Write-Back (DDI 0487, D24.2, TCR_EL1).
+const TCR: u64 = {
+    const T0SZ: u64 = 16;
+    const IRGN0_WBWA: u64 = 1 << 8;
+    const ORGN0_WBWA: u64 = 1 << 10;
+    const SH0_INNER: u64 = 3 << 12;
+    const T1SZ: u64 = 16 << 16;
+    const IRGN1_WBWA: u64 = 1 << 24;
+    const ORGN1_WBWA: u64 = 1 << 26;
+    const SH1_INNER: u64 = 3 << 28;
+    const TG1_4K: u64 = 2 << 30;
+    T0SZ | IRGN0_WBWA | ORGN0_WBWA | SH0_INNER | T1SZ | IRGN1_WBWA | ORGN1_WBWA | SH1_INNER | TG1_4K
+};
+
+/// `SCTLR_EL1`: MMU, data and instruction caches, SP alignment checks; the rest as RES1.
+const SCTLR: u64 = {
+    const RES1: u64 = 0x30d0_0800;
+    const M: u64 = 1 << 0;
+    const C: u64 = 1 << 2;
+    const SA: u64 = 1 << 3;
+    const I: u64 = 1 << 12;
+    RES1 | M | C | SA | I
+};
+
+global_asm!(
+    include_str!("boot.S"),
+    image_base = const IMAGE_BASE,
+    early_l3_tables = const EARLY_L3_TABLES,
+    mair = const MAIR,
+    tcr = const TCR,
+    sctlr = const SCTLR,
+    stack_top = const offset_of!(CpuLocal, stack_top),
+);
+
+unsafe extern "C" {
+    fn secondary_start();
+    fn replace_ttbr1(root: u64, idmap_root: u64, empty_table: u64, low: u64);
+    fn replace_ttbr1_low();
+    static idmap_root: u8;
+    static empty_table: u8;
+    static init_root: u8;
+}
+
+/// Addresses inside the Image that the kernel needs, as virtual addresses where the kernel runs.
+pub mod image {
+    use super::*;
+
+    /// The root table of `init_mm`: one zeroed page.
+    pub fn init_root_table() -> VirtAddr {
+        VirtAddr::new(&raw const init_root as u64)
+    }
+
+    /// Where CPUs other than the first start, with the MMU off.
+    pub fn secondary_entry() -> VirtAddr {
+        VirtAddr::new(secondary_start as *const () as u64)
+    }
+}
+
+/// Loads `root` into TTBR1, through a moment at which TTBR1 translates nothing.
+///
+/// Interrupts must be masked. The instructions in between run from the identity map of the Image's
+/// first page; afterwards TTBR0 translates nothing.
+///
+/// # Safety
+/// `root` must be the physical address of a level 0 table that maps the Image where it is mapped now,
+/// with text executable, data and this CPU's stack writable, and that keeps to Rust's aliasing rules: what
+/// it maps writable belongs to the kernel. `image_offset` must be what virtual addresses of the Image exceed
+/// their physical ones by.
+pub unsafe fn load_kernel_root(root: PhysAddr, image_offset: u64) {
+    let physical = |va: u64| va - image_offset;
+    // SAFETY: the four addresses are what the assembly asks for; the caller vouches for `root`.
+    unsafe {
+        replace_ttbr1(
+            root.get(),
+            physical(&raw const idmap_root as u64),
+            physical(&raw const empty_table as u64),
+            physical(replace_ttbr1_low as *const () as u64),
+        );
+    }
+}

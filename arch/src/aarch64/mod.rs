@@ -1,0 +1,10 @@
+//! The one hardware implementation, and all assembly.
+
+pub mod barrier;
+pub mod boot;
+pub mod daif;
+pub mod hardware;
+pub mod icc;
+pub mod probe;
+pub mod semihosting;
+pub mod trap;

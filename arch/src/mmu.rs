@@ -1,0 +1,201 @@
+//! The seam to hardware: [`Mmu`], and the translation tables reached through it.
+
+use core::sync::atomic::{AtomicU64, Ordering};
+
+use crate::addr::PhysAddr;
+use crate::descriptor::{self, Kind, PteValue};
+use crate::granule::{Granule, LAST_LEVEL};
+use crate::tlbi::Tlbi;
+
+/// One descriptor in memory. The MMU may read it at any time, and may set its access flag or dirty
+/// state; so it is atomic, and only [`Table`] writes it.
+#[repr(transparent)]
+pub struct Slot(AtomicU64);
+
+impl Slot {
+    /// A slot that holds an invalid descriptor.
+    #[allow(clippy::new_without_default, reason = "a default would suggest that a slot is plain data")]
+    pub const fn new() -> Self {
+        Self(AtomicU64::new(0))
+    }
+
+    /// The descriptor's bits: one single-copy atomic 8-byte load.
+    pub fn load(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    /// Writes the descriptor's bits: one single-copy atomic 8-byte store, without any barrier.
+    ///
+    /// # Safety
+    /// `raw` must be invalid, or valid at the level of the table that this slot is in: a table
+    /// descriptor must name a [`TableFrame`] of the next level.
+    pub unsafe fn store(&self, raw: u64) {
+        self.0.store(raw, Ordering::Relaxed);
+    }
+}
+
+/// The capability for a frame that is a translation table of one level, and nothing else.
+///
+/// It comes from an allocator, by the unsafe [`TableFrame::new`], or from a table descriptor that
+/// was written from one: safe code can't make a table of an arbitrary frame.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct TableFrame {
+    pa: PhysAddr,
+    level: u8,
+}
+
+impl TableFrame {
+    /// The frame at `pa` as a table of `level` (0 to 3).
+    ///
+    /// # Safety
+    /// The frame must be one page of the [`Mmu`]'s granule, aligned to it, reachable through
+    /// [`Mmu::slots`], zeroed or left as a table of this level, and used for nothing else until
+    /// every copy of this value and every descriptor made from it is gone.
+    pub const unsafe fn new(pa: PhysAddr, level: u8) -> Self {
+        Self { pa, level }
+    }
+
+    /// The physical address of the table.
+    pub const fn pa(self) -> PhysAddr {
+        self.pa
+    }
+
+    /// The level of its entries.
+    pub const fn level(self) -> u8 {
+        self.level
+    }
+}
+
+/// What the page-table code needs of a machine: access to tables, TLB maintenance, barriers.
+///
+/// There are two implementations: the real one (`aarch64`), and the test double that records what
+/// it is told. The sequence that changes a live entry is `store`, [`publish`](Self::publish),
+/// [`invalidate`](Self::invalidate), [`complete`](Self::complete) (DDI 0487, D8.16, RDDMVT).
+///
+/// # Safety
+/// `slots` must return the memory of that very frame, [`Granule::entries`] slots of it, and the
+/// same memory for the same frame for as long as the frame is a table.
+pub unsafe trait Mmu {
+    /// The translation granule in use.
+    const GRANULE: Granule;
+
+    /// The slots of the table in `frame`.
+    fn slots(&self, frame: TableFrame) -> &[Slot];
+
+    /// Reads a descriptor.
+    fn load(&self, slot: &Slot) -> u64 {
+        slot.load()
+    }
+
+    /// Writes a descriptor, without any barrier.
+    ///
+    /// # Safety
+    /// As for [`Slot::store`].
+    unsafe fn store(&self, slot: &Slot, raw: u64) {
+        // SAFETY: the caller keeps the contract of `Slot::store`, which is the same.
+        unsafe { slot.store(raw) }
+    }
+
+    /// Makes earlier descriptor stores visible to every table walker: `dsb ishst; isb`.
+    fn publish(&self);
+
+    /// Issues a TLB invalidation for all CPUs of the Inner Shareable domain; it is not complete
+    /// before [`complete`](Self::complete).
+    fn invalidate(&self, operation: Tlbi);
+
+    /// Waits until earlier invalidations are done on every CPU: `dsb ish; isb`.
+    fn complete(&self);
+}
+
+/// What one slot holds, as the walker reads it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Entry {
+    /// Translates nothing.
+    Invalid,
+    /// Points to a table of the next level.
+    Table(TableFrame),
+    /// Maps a page or block.
+    Leaf(PteValue),
+}
+
+/// A translation table: typed access to its slots.
+pub struct Table<'m, M: Mmu> {
+    mmu: &'m M,
+    slots: &'m [Slot],
+    level: u8,
+}
+
+impl<M: Mmu> Clone for Table<'_, M> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<M: Mmu> Copy for Table<'_, M> {}
+
+impl<'m, M: Mmu> Table<'m, M> {
+    /// The table in `frame`.
+    pub fn new(mmu: &'m M, frame: TableFrame) -> Self {
+        let slots = mmu.slots(frame);
+        debug_assert_eq!(slots.len(), M::GRANULE.entries());
+        Self { mmu, slots, level: frame.level }
+    }
+
+    /// The level of its entries, 0 to 3.
+    pub fn level(&self) -> u8 {
+        self.level
+    }
+
+    /// The machine that it belongs to.
+    pub fn mmu(&self) -> &'m M {
+        self.mmu
+    }
+
+    /// What slot `index` holds.
+    ///
+    /// # Panics
+    /// Where `index` is not below [`Granule::entries`]; so for every method here.
+    pub fn entry(&self, index: usize) -> Entry {
+        let raw = self.mmu.load(&self.slots[index]);
+        match descriptor::kind(M::GRANULE, self.level, raw) {
+            Kind::Invalid => Entry::Invalid,
+            Kind::Leaf => Entry::Leaf(PteValue::from_raw(raw | 0b10)),
+            Kind::Table => {
+                let pa = descriptor::table_address(raw);
+                Entry::Table(TableFrame { pa, level: self.level + 1 })
+            }
+        }
+    }
+
+    /// Writes a leaf, or an invalid entry, without any barrier.
+    ///
+    /// # Panics
+    /// Where the level has no leaves, or the output address is not aligned to what an entry of this
+    /// level maps.
+    pub fn set_leaf(&self, index: usize, pte: PteValue) {
+        let mut raw = pte.raw();
+        if pte.is_valid() {
+            assert!(M::GRANULE.has_leaf(self.level), "no leaf at level {}", self.level);
+            assert!(pte.pa().is_aligned(M::GRANULE.level_size(self.level)), "misaligned leaf {pte:?}");
+            raw |= 0b10;
+        }
+        if self.level != LAST_LEVEL {
+            raw &= !0b10;
+        }
+        // SAFETY: at the last level any value but a reserved one is a leaf or invalid, and bit 1 was
+        // set where bit 0 is; at other levels bit 1 is clear, so it is a block or invalid, never a
+        // table descriptor.
+        unsafe { self.mmu.store(&self.slots[index], raw) }
+    }
+
+    /// Points slot `index` to the table in `frame`, without any barrier: the table's own contents
+    /// must have been published before.
+    ///
+    /// # Panics
+    /// Where the table is not of the next level.
+    pub fn set_table(&self, index: usize, frame: TableFrame) {
+        assert_eq!(frame.level, self.level + 1, "table of a wrong level");
+        // SAFETY: `frame` is a table of the next level, by the assertion and its own contract.
+        unsafe { self.mmu.store(&self.slots[index], descriptor::table_descriptor(frame.pa)) }
+    }
+}

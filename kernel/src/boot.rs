@@ -1,0 +1,204 @@
+//! From the first line of Rust to the self-tests: an ordered list.
+
+use core::fmt::Display;
+
+use aarch64_cpu::registers::{CurrentEL, ID_AA64MMFR2_EL1, MIDR_EL1, Readable};
+use arch::aarch64::{hardware, probe};
+use arch::{PhysAddr, VirtAddr};
+use kernel::bootargs::BootArgs;
+use kernel::dt;
+use kernel::memblock::{self, MemBlock};
+use kernel::platform::{PhysRange, Platform, Uart};
+use log::{info, warn};
+
+use crate::console::println;
+use crate::image::Image;
+use crate::panic::fatal;
+use crate::vm::{GRANULE, PAGE};
+use crate::{console, cpu, gic, memory, psci, smp, timer, vm};
+
+/// Ends the boot with the error's own sentence.
+trait OrFatal<T> {
+    fn or_fatal(self, context: &str) -> T;
+}
+
+impl<T, E: Display> OrFatal<T> for Result<T, E> {
+    fn or_fatal(self, context: &str) -> T {
+        self.unwrap_or_else(|error| fatal(format_args!("{context}: {error}")))
+    }
+}
+
+/// Where the boot assembly leads: the MMU is on, the Image runs at its high address, interrupts are masked.
+///
+/// `device_tree` is what the boot loader left in x0, `image` where it put the Image (physical), `entered_at` the
+/// exception level that it entered, `start` the virtual counter soon after that.
+#[unsafe(no_mangle)]
+extern "C" fn pleat_primary(device_tree: u64, image: u64, entered_at: u64, start: u64) -> ! {
+    vm::enter_init_mm(Image { start: PhysAddr::new(image) }).or_fatal("the kernel's own mapping");
+
+    let (tree, dtb) = find_device_tree(device_tree);
+    let platform = dt::parse(tree).or_fatal("device tree");
+    if let Some(conduit) = platform.psci {
+        psci::init(conduit);
+    }
+    if let Some(uart) = &platform.console {
+        open_console(uart);
+    }
+    let arguments = BootArgs::parse(platform.bootargs).or_fatal("bootargs");
+    console::set_level(arguments.log_level);
+    greet(&platform, entered_at);
+    for word in arguments.unknown() {
+        warn!("unknown boot argument `{word}`");
+    }
+
+    let mut memblock = MemBlock::new(&platform, vm::image().range(), dtb, GRANULE).or_fatal("memory");
+    vm::map_memory(&mut memblock).or_fatal("memory");
+    check_memory(&memblock);
+    memory::init(&mut memblock)
+        .map_err(|bytes| format_size(bytes))
+        .or_fatal("memory: no room in one piece for the frame metadata of");
+    use_cpu_features();
+
+    gic::init(&platform.gic, &platform.cpus).or_fatal("interrupt controller");
+    gic::init_cpu().or_fatal("interrupt controller");
+    timer::init(platform.timer_intid).or_fatal("timer");
+    timer::init_cpu().or_fatal("timer");
+    // SAFETY: vectors, interrupt controller and handlers are set up, and no lock is held.
+    unsafe { arch::aarch64::daif::unmask() };
+    start_cpus(&platform);
+
+    report_memory(&memblock, start);
+    run(&platform, &memblock, &arguments)
+}
+
+#[cfg(feature = "selftest")]
+fn run(platform: &Platform<'_>, memblock: &MemBlock, arguments: &BootArgs<'_>) -> ! {
+    crate::selftest::main(platform, memblock, arguments)
+}
+
+/// Without self-tests there is nothing to run yet.
+#[cfg(not(feature = "selftest"))]
+fn run(_: &Platform<'_>, _: &MemBlock, _: &BootArgs<'_>) -> ! {
+    info!("nothing to run: this kernel was built without its self-tests");
+    crate::exit::exit(0)
+}
+
+/// Maps the device tree and returns it, with the pages that it lies in. Every way in which x0 can be wrong
+/// ends here with its own sentence.
+fn find_device_tree(x0: u64) -> (&'static [u8], PhysRange) {
+    let no_tree = |why: &str| fatal(format_args!("no device tree: x0 is {x0:#x}, {why}"));
+    if x0 == 0 {
+        no_tree("so the boot loader gave none");
+    }
+    if x0 % 8 != 0 {
+        no_tree("which is not aligned to 8 bytes");
+    }
+    let Some(start) = PhysAddr::try_new(x0) else { no_tree("which is beyond 48 bits") };
+    if vm::image().range().holds(start) {
+        no_tree("which is inside of the kernel");
+    }
+    let map = |size| vm::map_device_tree(start, size).or_fatal("device tree");
+    // SAFETY: the pages are mapped read-only, and nobody writes to them; each byte was loaded once below.
+    let bytes = |va: VirtAddr, size| unsafe { core::slice::from_raw_parts(va.get() as *const u8, size) };
+
+    let va = map(dt::HEADER_SIZE as u64);
+    expect_memory(va, dt::HEADER_SIZE as u64, "device tree");
+    let size = dt::total_size(bytes(va, dt::HEADER_SIZE)).or_fatal("device tree");
+    map(size as u64);
+    expect_memory(va, size as u64, "device tree");
+    let Some(end) = start.checked_add(size as u64) else { no_tree("so it ends beyond 48 bits") };
+    (bytes(va, size), PhysRange { start, end })
+}
+
+/// Ends the boot where an address that is mapped does not answer: loads a byte of each page.
+fn expect_memory(va: VirtAddr, size: u64, what: &str) {
+    let first = va.get() & !(PAGE - 1);
+    for page in (first..va.get() + size).step_by(PAGE as usize) {
+        // SAFETY: what is said to be memory does not change when it is read; elsewhere the load faults.
+        if let Err(fault) = unsafe { probe::load(VirtAddr::new(page.max(va.get()))) } {
+            fatal(format_args!(
+                "{what}: there is no memory at offset {:#x}: {}",
+                page.max(va.get()) - va.get(),
+                fault.esr
+            ));
+        }
+    }
+}
+
+fn open_console(uart: &Uart) {
+    console::init(uart).or_fatal("console");
+}
+
+fn greet(platform: &Platform<'_>, entered_at: u64) {
+    let image = vm::image().range();
+    info!("Pleat {} on {}", env!("CARGO_PKG_VERSION"), platform.model);
+    info!(
+        "CPU {:#x} entered at EL{entered_at}, runs at EL{}; Image at {} to {}",
+        MIDR_EL1.get(),
+        CurrentEL.read(CurrentEL::EL),
+        image.start,
+        image.end
+    );
+}
+
+/// A device tree may promise memory that is not there. The first and last page of each range are read.
+fn check_memory(memblock: &MemBlock) {
+    let constant = vm::image().constant();
+    for range in memblock.mapped() {
+        for page in [range.start, PhysAddr::new(range.end.get() - PAGE)] {
+            if constant.holds(page) {
+                continue;
+            }
+            // SAFETY: reading memory has no effect; where there is none, the load faults.
+            if let Err(fault) = unsafe { probe::load(hardware::linear(page)) } {
+                fatal(format_args!(
+                    "memory: the device tree promises RAM at {page}, and there is none: {}",
+                    fault.esr
+                ));
+            }
+        }
+    }
+}
+
+/// Uses what every CPU of this kind has. A mixed system (big.LITTLE) is taken to agree in this.
+fn use_cpu_features() {
+    if ID_AA64MMFR2_EL1.get() >> 48 & 0xf != 0 {
+        hardware::use_level_hints();
+    }
+}
+
+fn start_cpus(platform: &Platform<'_>) {
+    if platform.cpus_described > platform.cpus.len() {
+        warn!("{} CPUs described, {} are used", platform.cpus_described, platform.cpus.len());
+    }
+    smp::start(platform).map_err(|(cpu, error)| Failed(cpu.mpidr, error)).or_fatal("CPUs");
+    info!("{} CPUs run", cpu::count());
+}
+
+struct Failed(u64, smp::Error);
+
+impl Display for Failed {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        write!(f, "CPU {:#x} can't be started: {}", self.0, self.1)
+    }
+}
+
+/// What the boot cost: instructions, where the counter counts them (`-icount`), and memory.
+fn report_memory(memblock: &MemBlock, start: u64) {
+    let ram = memblock::total(memblock.ram()) / 1024;
+    let free = memory::frames().free_frames() * PAGE / 1024;
+    let described = memblock::total(memblock.mapped()) / 1024;
+    info!("memory: {ram} KiB in {} ranges, {described} KiB mapped, {free} KiB free", memblock.ram().count());
+    println!("memory: {} KiB used before the first test", ram - free);
+    println!("boot: {} instructions to the first test", timer::now() - start);
+}
+
+fn format_size(bytes: u64) -> impl Display {
+    struct Bytes(u64);
+    impl Display for Bytes {
+        fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+            write!(f, "{} bytes", self.0)
+        }
+    }
+    Bytes(bytes)
+}

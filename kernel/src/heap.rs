@@ -1,0 +1,118 @@
+//! The heap: `linked_list_allocator` in a window of `init_mm`, which grows by frames that are mapped at its end.
+//!
+//! The allocator needs new memory directly after what it has, hence the window. It grows outside of the heap's
+//! lock, so that what is needed to map frames may take its own locks; and never in interrupt context, where
+//! those locks may be held by what was interrupted.
+
+use core::alloc::{GlobalAlloc, Layout};
+use core::ptr::{self, NonNull};
+use core::sync::atomic::{AtomicU64, Ordering};
+
+use arch::VirtAddr;
+use linked_list_allocator::Heap;
+use mm::frame::Folio;
+use spin::Mutex;
+
+use crate::lock::IrqMutex;
+use crate::vm::{GRANULE, HEAP_WINDOW, PAGE};
+use crate::{memory, trap, vm};
+
+/// Frames come in folios of 64 KiB where there are any, so that they fold into one TLB entry.
+const PREFERRED_ORDER: u8 = 4;
+
+struct KernelHeap {
+    heap: IrqMutex<Heap>,
+    /// One past the mapped part of the window; locked while it grows.
+    end: Mutex<u64>,
+    /// Frames in the window.
+    frames: AtomicU64,
+}
+
+#[global_allocator]
+static HEAP: KernelHeap = KernelHeap {
+    heap: IrqMutex::new(Heap::empty()),
+    end: Mutex::new(HEAP_WINDOW.start),
+    frames: AtomicU64::new(0),
+};
+
+impl KernelHeap {
+    fn try_alloc(&self, layout: Layout) -> Option<NonNull<u8>> {
+        self.heap.lock().allocate_first_fit(layout).ok()
+    }
+
+    /// Maps frames for at least `bytes` more at the end. `false` where there is not so much memory or room in the
+    /// window. What was mapped until another CPU took the rest belongs to the heap all the same.
+    fn grow(&self, end: &mut u64, bytes: u64) -> bool {
+        // A request that can't be met must not use up all memory before it fails.
+        if bytes > HEAP_WINDOW.end - *end || bytes.div_ceil(PAGE) > memory::frames().free_frames() {
+            return false;
+        }
+        let target = *end + bytes;
+        while *end < target {
+            let Some(folio) =
+                [PREFERRED_ORDER, 0].into_iter().find_map(|order| memory::frames().alloc(order).ok())
+            else {
+                return false;
+            };
+            let size = folio.frames() * PAGE;
+            if size > HEAP_WINDOW.end - *end
+                || vm::map_heap(VirtAddr::new(*end), folio.head().addr(GRANULE), size).is_err()
+            {
+                return false;
+            }
+            self.frames.fetch_add(folio.frames(), Ordering::Relaxed);
+            // The reference is the heap's from now on; it never shrinks.
+            let _ = Folio::into_raw(folio);
+            let mut heap = self.heap.lock();
+            // SAFETY: the bytes from `end` on are mapped, and nobody else's: the window is the heap's, and its end
+            // is locked. They follow directly on what the heap has.
+            unsafe {
+                if heap.size() == 0 {
+                    heap.init(*end as *mut u8, size as usize);
+                } else {
+                    heap.extend(size as usize);
+                }
+            }
+            *end += size;
+        }
+        true
+    }
+}
+
+// SAFETY: what `Heap` gives out is disjoint, aligned and of the size asked for; it is behind a lock.
+unsafe impl GlobalAlloc for KernelHeap {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        if let Some(block) = self.try_alloc(layout) {
+            return block.as_ptr();
+        }
+        assert!(!trap::in_interrupt(), "the heap would have to grow in interrupt context");
+        let mut end = self.end.lock();
+        loop {
+            // Another CPU may have grown it meanwhile. The free memory at the end may be in the way of the
+            // alignment, and a header may be needed: then once more.
+            if let Some(block) = self.try_alloc(layout) {
+                return block.as_ptr();
+            }
+            let Some(bytes) = layout.size().checked_add(layout.align()) else { return ptr::null_mut() };
+            if !self.grow(&mut end, bytes as u64) {
+                return self.try_alloc(layout).map_or(ptr::null_mut(), NonNull::as_ptr);
+            }
+        }
+    }
+
+    unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
+        let Some(block) = NonNull::new(block) else { return };
+        // SAFETY: the caller got it from `alloc` with this layout.
+        unsafe { self.heap.lock().deallocate(block, layout) }
+    }
+}
+
+/// Bytes that are allocated.
+pub(crate) fn used() -> usize {
+    HEAP.heap.lock().used()
+}
+
+/// Frames that the heap holds.
+pub(crate) fn frames() -> u64 {
+    HEAP.frames.load(Ordering::Relaxed)
+}

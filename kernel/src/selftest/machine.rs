@@ -1,0 +1,187 @@
+//! Registers, frames, heap, timer and the other CPUs.
+
+use alloc::vec::Vec;
+use core::hint::black_box;
+
+use aarch64_cpu::registers::{
+    CurrentEL, DAIF, MAIR_EL1, Readable, SCTLR_EL1, TCR_EL1, TTBR0_EL1, TTBR1_EL1, VBAR_EL1,
+};
+use arch::aarch64::hardware::linear;
+use mm::frame::MAX_ORDER;
+
+use super::harness::{Context, TestResult, Unmet, check};
+use crate::console::println;
+use crate::vm::{GRANULE, PAGE};
+use crate::{cpu, heap, memory, smp, timer, vm};
+
+/// The state that the boot assembly owes, on every CPU.
+pub(crate) fn registers(_: &Context<'_>) -> TestResult {
+    fn here() -> Result<(), &'static str> {
+        let expect = |condition: bool, what| if condition { Ok(()) } else { Err(what) };
+        expect(CurrentEL.read(CurrentEL::EL) == 1, "it does not run at EL1")?;
+        expect(SCTLR_EL1.is_set(SCTLR_EL1::M), "the MMU is off")?;
+        expect(SCTLR_EL1.is_set(SCTLR_EL1::C) && SCTLR_EL1.is_set(SCTLR_EL1::I), "caches are off")?;
+        expect(TTBR1_EL1.get_baddr() == vm::init_mm().root().pa().get(), "TTBR1 is not init_mm")?;
+        expect(TTBR0_EL1.get_baddr() != 0, "TTBR0 translates by frame 0")?;
+        expect(MAIR_EL1.get() == arch::descriptor::MAIR, "MAIR_EL1 is not what descriptors mean")?;
+        expect(TCR_EL1.read(TCR_EL1::T1SZ) == 16, "TTBR1 does not translate 48 bits")?;
+        expect(VBAR_EL1.get() % 0x800 == 0 && VBAR_EL1.get() != 0, "there are no vectors")?;
+        expect(!DAIF.is_set(DAIF::I), "interrupts are masked")
+    }
+    for index in 0..cpu::count() {
+        let result = if index == cpu::index() {
+            here()
+        } else {
+            smp::spawn_on(index, here).expect("the CPU waits").join()
+        };
+        check!(result.is_ok(), "CPU {index}: {}", result.unwrap_err());
+    }
+    Ok(())
+}
+
+pub(crate) fn frames_check(context: &Context<'_>) -> TestResult {
+    let frames = memory::frames();
+    let found = frames.check();
+    check!(found.is_ok(), "the frame map contradicts itself: {found:?}");
+    let counts = frames.counts();
+    let described = kernel::memblock::total(context.memblock.ram()) / PAGE;
+    check!(counts.total == described, "{} frames, but {described} are described", counts.total);
+    check!(counts.free > counts.total / 2, "only {} of {} frames are free", counts.free, counts.total);
+    Ok(())
+}
+
+pub(crate) fn frames_scenarios(_: &Context<'_>) -> TestResult {
+    for (name, scenario) in scenarios::frames::SCENARIOS {
+        println!("# scenario {name}");
+        scenario(memory::frames());
+        let found = memory::frames().check();
+        check!(found.is_ok(), "after {name}: {found:?}");
+    }
+    Ok(())
+}
+
+/// Freed frames are filled with the pattern. That a write to one is noticed is shown by
+/// `harness.writes_to_free_memory_on_request`.
+pub(crate) fn poison(_: &Context<'_>) -> TestResult {
+    let folio = memory::frames().alloc(1).expect("there is memory");
+    let words: Vec<_> = (0..2 * PAGE / 8).map(|i| linear(folio.head().addr(GRANULE)).get() + i * 8).collect();
+    for &word in &words {
+        // SAFETY: the frames were just allocated.
+        unsafe { (word as *mut u64).write_volatile(word) };
+    }
+    drop(folio);
+    for &word in &words {
+        // SAFETY: a free frame is still mapped, and no other CPU allocates now.
+        let found = unsafe { (word as *const u64).read_volatile() };
+        check!(found == memory::POISON, "{word:#x} of a freed frame holds {found:#x}");
+    }
+    Ok(())
+}
+
+/// Two CPUs allocate, use and free at once.
+pub(crate) fn frames_two_cpus(_: &Context<'_>) -> TestResult {
+    if cpu::count() < 2 {
+        return Err(Unmet::Skipped("there is one CPU"));
+    }
+    fn churn(seed: u64) -> Result<u64, u64> {
+        let frames = memory::frames();
+        let mut held = Vec::new();
+        let mut random = seed;
+        for round in 0..2000_u64 {
+            // Xorshift: any order and any victim.
+            random ^= random << 13;
+            random ^= random >> 7;
+            random ^= random << 17;
+            if held.len() < 32 {
+                let order = (random % 5) as u8;
+                let Ok(folio) = frames.alloc(order) else { return Err(round) };
+                let mark = linear(folio.head().addr(GRANULE)).get() as *mut u64;
+                // SAFETY: the folio was just allocated; nobody else may have it.
+                unsafe { mark.write_volatile(seed ^ folio.head().get()) };
+                held.push(folio);
+            } else {
+                let folio = held.swap_remove(random as usize % held.len());
+                let mark = linear(folio.head().addr(GRANULE)).get() as *const u64;
+                // SAFETY: it is still held.
+                if unsafe { mark.read_volatile() } != seed ^ folio.head().get() {
+                    return Err(round);
+                }
+            }
+        }
+        Ok(held.len() as u64)
+    }
+    let other = smp::spawn_on(1, || churn(0x9e37_79b9_7f4a_7c15)).expect("the CPU waits");
+    let mine = churn(0x2545_f491_4f6c_dd1d);
+    let theirs = other.join();
+    check!(mine.is_ok() && theirs.is_ok(), "a folio had two owners: {mine:?} {theirs:?}");
+    let found = memory::frames().check();
+    check!(found.is_ok(), "{found:?}");
+    Ok(())
+}
+
+pub(crate) fn heap_grows(_: &Context<'_>) -> TestResult {
+    let before = heap::frames();
+    // Larger than any folio, so that it must be put together of several.
+    let size = (PAGE << MAX_ORDER) as usize + 12345;
+    let mut block: Vec<u8> = Vec::new();
+    check!(block.try_reserve_exact(size).is_ok(), "no {size} bytes of heap");
+    block.resize(size, 0xa5);
+    check!(black_box(&block).iter().all(|&byte| byte == 0xa5), "the heap lost a byte");
+    check!(heap::frames() > before, "{size} bytes came from nowhere");
+    let grown = heap::frames();
+    drop(block);
+    let mut again: Vec<u8> = Vec::new();
+    check!(again.try_reserve_exact(size).is_ok(), "the memory did not come back");
+    check!(heap::frames() == grown, "the heap grew although it had the memory");
+    drop(again);
+    // More than there is: an error, no end.
+    let mut huge: Vec<u8> = Vec::new();
+    check!(huge.try_reserve_exact(1 << 46).is_err(), "the heap gave 64 TiB");
+    check!(heap::frames() == grown, "the heap grew for what it could not give");
+    Ok(())
+}
+
+/// On every CPU the tick comes as often as the counter says.
+pub(crate) fn tick_matches_counter(_: &Context<'_>) -> TestResult {
+    const TICKS: u64 = 5;
+    let period = timer::frequency() / timer::TICK_HZ;
+    for index in 0..cpu::count() {
+        let seen = || timer::ticks(index) + timer::missed(index);
+        let first = seen();
+        while seen() == first {
+            core::hint::spin_loop();
+        }
+        let (start, begin) = (seen(), timer::now());
+        while seen() < start + TICKS {
+            core::hint::spin_loop();
+        }
+        let (ticks, took) = (seen() - start, timer::now() - begin);
+        // A tick is handled late where the machine under the emulator is busy, never early; and the comparator
+        // moves by whole periods, so that delays do not add up.
+        let expected = ticks * period;
+        check!(
+            took >= expected.saturating_sub(period) && took <= expected + 50 * period,
+            "CPU {index}: {ticks} ticks took {took} counts instead of {expected}"
+        );
+    }
+    Ok(())
+}
+
+pub(crate) fn every_cpu_runs_a_function(context: &Context<'_>) -> TestResult {
+    let described = context.platform.cpus.len();
+    check!(cpu::count() == described, "{} of {described} CPUs run", cpu::count());
+    let handles: Vec<_> = (1..cpu::count())
+        .map(|index| smp::spawn_on(index, || (cpu::index(), cpu::mpidr())).expect("the CPU waits"))
+        .collect();
+    let mut seen: Vec<_> = handles.into_iter().map(smp::JoinHandle::join).collect();
+    seen.insert(0, (cpu::index(), cpu::mpidr()));
+    for (expected, &(index, mpidr)) in seen.iter().enumerate() {
+        check!(index == expected, "CPU {expected} says it is CPU {index}");
+        let known = context.platform.cpus.iter().filter(|cpu| cpu.mpidr == mpidr).count();
+        check!(known == 1, "CPU {index} has MPIDR {mpidr:#x}, which the tree has {known} times");
+        check!(seen.iter().filter(|other| other.1 == mpidr).count() == 1, "two CPUs are {mpidr:#x}");
+    }
+    check!(smp::spawn_on(0, || ()).is_err(), "the boot CPU took a function");
+    check!(smp::spawn_on(cpu::count(), || ()).is_err(), "a CPU that there isn't took a function");
+    Ok(())
+}

@@ -1,0 +1,178 @@
+//! The tables of `init_mm`: what is mapped, how, and that nothing else is.
+
+use alloc::format;
+use alloc::string::String;
+use core::ops::ControlFlow;
+
+use arch::aarch64::hardware::linear;
+use arch::{MemoryType, PteFlags, VirtAddr};
+use mm::{KernelProt, Leaf, Mapping};
+
+use super::harness::{Context, TestResult, Unmet, check};
+use crate::vm::{GRANULE, PAGE};
+use crate::{cpu, image, memory, smp, vm};
+
+/// The half of the address space that `init_mm` translates.
+const KERNEL_HALF: (VirtAddr, u64) = (VirtAddr::new(0xffff_0000_0000_0000), 1 << 48);
+
+/// Calls `visit` with every leaf of `init_mm`.
+fn each_leaf(mut visit: impl FnMut(Leaf) -> TestResult) -> TestResult {
+    let (start, size) = KERNEL_HALF;
+    let walk = vm::init_mm().walk(start, size, |leaf| match visit(leaf) {
+        Ok(()) => ControlFlow::Continue(()),
+        Err(unmet) => ControlFlow::Break(unmet),
+    });
+    match walk {
+        ControlFlow::Continue(()) => Ok(()),
+        ControlFlow::Break(unmet) => Err(unmet),
+    }
+}
+
+pub(crate) fn no_leaf_is_writable_and_executable(_: &Context<'_>) -> TestResult {
+    let mut leaves = 0;
+    each_leaf(|leaf| {
+        leaves += 1;
+        let flags = leaf.pte.flags();
+        let va = leaf.va;
+        let writable = !flags.contains(PteFlags::RDONLY);
+        check!(!(writable && !flags.contains(PteFlags::PXN)), "{va} is writable and executable");
+        check!(flags.contains(PteFlags::UXN), "{va} is executable by EL0");
+        check!(!flags.contains(PteFlags::USER), "{va} is accessible by EL0");
+        check!(!flags.contains(PteFlags::NG), "{va} is not global");
+        check!(flags.contains(PteFlags::AF), "{va} has no access flag");
+        let device = leaf.pte.memory() == Some(MemoryType::Device);
+        check!(!device || flags.contains(PteFlags::PXN), "{va}: registers are executable");
+        Ok(())
+    })?;
+    check!(leaves > 10, "only {leaves} leaves: the walk saw next to nothing");
+    Ok(())
+}
+
+/// Every frame that the allocator has is where the linear map says, and writable.
+pub(crate) fn linear_map_is_all_of_memory(context: &Context<'_>) -> TestResult {
+    let constant = vm::image().constant();
+    for range in context.memblock.mapped() {
+        // Each page of the first and last 4 MiB, and then one in each 2 MiB: blocks can't differ inside.
+        let end = range.end.get();
+        let mut pa = range.start.get();
+        while pa < end {
+            let near = pa - range.start.get() < (4 << 20) || end - pa <= (4 << 20);
+            let at = arch::PhysAddr::new(pa);
+            let leaf = vm::init_mm().leaf(linear(at));
+            if constant.holds(at) {
+                check!(leaf.is_none(), "{at} is a constant of the Image, and in the linear map");
+            } else {
+                let Some(leaf) = leaf else {
+                    check!(false, "{at} is RAM, and not in the linear map");
+                    return Ok(());
+                };
+                let offset = linear(at).get() - leaf.va.get();
+                check!(leaf.pte.pa().get() + offset == pa, "{at} is mapped to {}", leaf.pte.pa());
+                check!(!leaf.pte.flags().contains(PteFlags::RDONLY), "{at} is mapped read-only");
+            }
+            pa += if near { PAGE } else { 2 << 20 };
+        }
+    }
+    Ok(())
+}
+
+/// Every leaf belongs to one of the windows, and in the linear map to RAM that may be mapped.
+pub(crate) fn nothing_but_what_is_needed(context: &Context<'_>) -> TestResult {
+    each_leaf(|leaf| {
+        let Leaf { va, level, pte } = leaf;
+        let size = GRANULE.level_size(level);
+        let start = pte.pa().get();
+        if va.get() < arch::aarch64::boot::IMAGE_BASE {
+            check!(va == linear(pte.pa()), "{va} of the linear map is mapped to {}", pte.pa());
+            let mapped = context.memblock.mapped();
+            let inside =
+                mapped.filter(|range| range.start.get() <= start && start + size <= range.end.get()).count();
+            check!(inside == 1, "{va} of the linear map, {size:#x} bytes, is not RAM alone");
+        }
+        let reserved = context.platform.reserved.iter().filter(|reservation| reservation.no_map);
+        for reservation in reserved {
+            let range = reservation.range;
+            let apart = start + size <= range.start.get() || range.end.get() <= start;
+            check!(apart, "{va} maps {}, which is no-map", pte.pa());
+        }
+        Ok(())
+    })?;
+    // What lies outside of the Image in its own pages is not mapped beside it.
+    for va in [image::start().get() - 1, image::end().get()] {
+        check!(vm::init_mm().leaf(VirtAddr::new(va)).is_none(), "{va:#x}, beside the Image, is mapped");
+    }
+    Ok(())
+}
+
+/// Where address and size allow a block or a Contiguous group, there is one.
+pub(crate) fn uses_blocks_and_contiguous_groups(context: &Context<'_>) -> TestResult {
+    let constant = vm::image().constant();
+    for range in context.memblock.mapped() {
+        for (level, unit) in [(2, 2_u64 << 20), (1, 1 << 30)] {
+            let mut pa = range.start.get().next_multiple_of(unit);
+            while pa + unit <= range.end.get() {
+                let split = constant.start.get() < pa + unit && pa < constant.end.get();
+                let at = linear(arch::PhysAddr::new(pa));
+                let leaf = vm::init_mm().leaf(at);
+                let found = leaf.map(|leaf| leaf.level);
+                check!(split || found.is_some_and(|found| found <= level), "{at}: a leaf at level {found:?}");
+                pa += unit;
+            }
+        }
+    }
+    // The Image: every aligned 64 KiB with one permission.
+    const GROUP: u64 = 64 << 10;
+    let parts = [(image::start(), image::text_end()), (image::text_end(), image::rodata_end())];
+    let mut groups = 0;
+    for (start, end) in parts {
+        let mut va = start.get().next_multiple_of(GROUP);
+        while va + GROUP <= end.get() {
+            let leaf = vm::init_mm().leaf(VirtAddr::new(va));
+            let cont = leaf.is_some_and(|leaf| leaf.pte.flags().contains(PteFlags::CONT));
+            check!(cont, "{va:#x} of the Image is not Contiguous");
+            groups += 1;
+            va += GROUP;
+        }
+    }
+    check!(groups > 0, "the Image is too small to have a Contiguous group in its text");
+    Ok(())
+}
+
+/// Two CPUs change the kernel's tables at once: each maps pages of its own into the same last-level tables,
+/// writes to them, and finds what it wrote.
+pub(crate) fn two_cpus_in_the_page_tables(_: &Context<'_>) -> TestResult {
+    if cpu::count() < 2 {
+        return Err(Unmet::Skipped("there is one CPU"));
+    }
+    const ROUNDS: u64 = 64;
+    fn rounds(first: u64) -> Result<(), String> {
+        for round in 0..ROUNDS {
+            let va = VirtAddr::new(vm::SCRATCH_WINDOW + (2 * round + first) * PAGE);
+            let pa = memory::alloc_zeroed_page().ok_or_else(|| format!("no page for {va}"))?;
+            let mapping =
+                Mapping { va, pa, size: PAGE, prot: KernelProt::ReadWrite, memory: MemoryType::Normal };
+            vm::map_scratch(&mapping).map_err(|error| format!("{error}"))?;
+            let word = va.get() as *mut u64;
+            // SAFETY: the page was just mapped for this CPU alone.
+            let found = unsafe {
+                word.write_volatile(va.get());
+                ((linear(pa).get()) as *const u64).read_volatile()
+            };
+            if found != va.get() {
+                return Err(format!("{va}: {found:#x} was read by the linear map"));
+            }
+        }
+        Ok(())
+    }
+    let other = smp::spawn_on(1, || rounds(1)).expect("the CPU waits");
+    let mine = rounds(0);
+    let theirs = other.join();
+    check!(mine.is_ok() && theirs.is_ok(), "{mine:?} {theirs:?}");
+    for i in 0..2 * ROUNDS {
+        let va = vm::SCRATCH_WINDOW + i * PAGE;
+        // SAFETY: all pages of the window so far were mapped above.
+        let found = unsafe { (va as *const u64).read_volatile() };
+        check!(found == va, "{va:#x} holds {found:#x}");
+    }
+    Ok(())
+}

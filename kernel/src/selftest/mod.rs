@@ -1,0 +1,51 @@
+//! The self-tests: one table, in the order in which they run.
+
+pub(crate) mod harness;
+
+mod bad_ends;
+mod machine;
+mod mapping;
+mod protection;
+
+use kernel::bootargs::BootArgs;
+use kernel::memblock::MemBlock;
+use kernel::platform::Platform;
+
+use self::harness::{Context, Test};
+
+/// To add a test, write a function beside its likes and name it here.
+const TESTS: &[Test] = &[
+    Test::new("boot.registers", machine::registers),
+    Test::new("trap.faults_come_back", protection::faults_come_back),
+    Test::new("protection.text_is_read_only", protection::text_is_read_only),
+    Test::new("protection.constants_are_read_only", protection::constants_are_read_only),
+    Test::new("protection.data_is_not_executable", protection::data_is_not_executable),
+    Test::new("protection.linear_map_has_no_constants", protection::linear_map_has_no_constants),
+    Test::new("protection.identity_map_is_gone", protection::identity_map_is_gone),
+    Test::new("protection.guards_below_stacks", protection::guards_below_stacks),
+    Test::new("mapping.no_leaf_is_writable_and_executable", mapping::no_leaf_is_writable_and_executable),
+    Test::new("mapping.linear_map_is_all_of_memory", mapping::linear_map_is_all_of_memory),
+    Test::new("mapping.nothing_but_what_is_needed", mapping::nothing_but_what_is_needed),
+    Test::new("mapping.uses_blocks_and_contiguous_groups", mapping::uses_blocks_and_contiguous_groups),
+    Test::new("frames.check", machine::frames_check),
+    Test::new("frames.scenarios", machine::frames_scenarios),
+    Test::new("frames.poison", machine::poison),
+    Test::new("frames.two_cpus", machine::frames_two_cpus),
+    Test::new("heap.grows", machine::heap_grows),
+    Test::new("timer.tick_matches_counter", machine::tick_matches_counter),
+    Test::new("smp.every_cpu_runs_a_function", machine::every_cpu_runs_a_function),
+    Test::new("smp.two_cpus_in_the_page_tables", mapping::two_cpus_in_the_page_tables),
+    Test::on_request("harness.fails_on_request", bad_ends::fails),
+    Test::on_request("harness.panics_on_request", bad_ends::panics),
+    Test::on_request("harness.faults_on_request", bad_ends::faults),
+    Test::on_request("harness.overflows_on_request", bad_ends::overflows),
+    Test::on_request("harness.hangs_on_request", bad_ends::hangs),
+    Test::on_request("harness.hangs_masked_on_request", bad_ends::hangs_masked),
+    Test::on_request("harness.leaks_on_request", bad_ends::leaks),
+    Test::on_request("harness.writes_to_free_memory_on_request", bad_ends::writes_to_free_memory),
+];
+
+/// Runs the tests that the boot arguments select and ends the machine.
+pub(crate) fn main(platform: &Platform<'_>, memblock: &MemBlock, arguments: &BootArgs<'_>) -> ! {
+    harness::main(&Context { platform, memblock }, arguments, TESTS)
+}

@@ -1,0 +1,158 @@
+//! Further CPUs: started one after the other, then waiting for functions to run.
+
+use alloc::boxed::Box;
+use alloc::sync::Arc;
+use core::fmt;
+
+use arch::aarch64::{boot, daif};
+use kernel::platform::{Cpu, EnableMethod, MAX_CPUS, Platform};
+use mm::MapError;
+
+use crate::lock::IrqMutex;
+use crate::{cpu, gic, psci, timer, vm};
+
+/// How long a CPU may take from CPU_ON until it is ready: microseconds.
+const START_TIMEOUT: u64 = 2_000_000;
+
+/// The software-generated interrupt that wakes a CPU, so that it looks into its mailbox.
+const WAKE: u32 = 0;
+const WAKE_PRIORITY: u8 = 0x80;
+
+type Job = Box<dyn FnOnce() + Send>;
+
+/// One function for each CPU that waits.
+static MAILBOXES: [IrqMutex<Option<Job>>; MAX_CPUS] = [const { IrqMutex::new(None) }; MAX_CPUS];
+
+/// Why a CPU does not run. All of them end the boot: a CPU that comes up late would find the stacks that were
+/// meant for another.
+#[derive(Debug)]
+pub(crate) enum Error {
+    /// No memory for its stacks, or the window is full.
+    Stacks(MapError),
+    /// PSCI refused.
+    Psci(psci::Error),
+    /// The device tree does not say how to start it, or in a way that is not supported.
+    Method(EnableMethod),
+    /// It was started and does not answer.
+    Timeout,
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Stacks(error) => error.fmt(f),
+            Self::Psci(error) => error.fmt(f),
+            Self::Method(method) => write!(f, "the enable-method {method:?} is not supported"),
+            Self::Timeout => write!(f, "no answer within {START_TIMEOUT} microseconds"),
+        }
+    }
+}
+
+/// Starts every CPU of the platform that does not run yet.
+///
+/// # Errors
+/// The first CPU that can't be started, and why.
+pub(crate) fn start(platform: &Platform<'_>) -> Result<(), (Cpu, Error)> {
+    gic::register(WAKE, wake).expect("the wake-up interrupt has one handler");
+    gic::enable_private(WAKE, WAKE_PRIORITY).expect("every CPU has SGIs");
+    let me = cpu::mpidr();
+    for &cpu in platform.cpus.iter().filter(|cpu| cpu.mpidr != me).take(MAX_CPUS - 1) {
+        start_one(cpu).map_err(|error| (cpu, error))?;
+    }
+    Ok(())
+}
+
+fn start_one(cpu: Cpu) -> Result<(), Error> {
+    let index = cpu::count();
+    let area = vm::map_stacks(index).map_err(Error::Stacks)?;
+    cpu::prepare(index, area);
+    let entry = vm::image().physical(boot::image::secondary_entry());
+    match cpu.enable {
+        EnableMethod::Psci => {
+            // SAFETY: the entry is the boot code for further CPUs, and what it reads was just prepared.
+            unsafe { psci::cpu_on(cpu.mpidr, entry, 0) }.map_err(Error::Psci)?;
+        }
+        method => return Err(Error::Method(method)),
+    }
+    let start = timer::now();
+    while cpu::count() == index {
+        if timer::duration(timer::now() - start).as_micros() as u64 > START_TIMEOUT {
+            return Err(Error::Timeout);
+        }
+        core::hint::spin_loop();
+    }
+    Ok(())
+}
+
+/// Where the boot assembly leads CPUs other than the first.
+#[unsafe(no_mangle)]
+extern "C" fn pleat_secondary() -> ! {
+    gic::init_cpu().expect("the interrupt controller knows every CPU");
+    gic::enable_private(WAKE, WAKE_PRIORITY).expect("every CPU has SGIs");
+    timer::init_cpu().expect("the timer runs on the boot CPU");
+    cpu::set_online();
+    loop {
+        // Masked from the look into the mailbox until it waits: an interrupt that comes in between stays
+        // pending, and WFI returns at once.
+        daif::save_and_mask();
+        let job = MAILBOXES[cpu::index()].lock().take();
+        if job.is_none() {
+            daif::wfi();
+        }
+        // SAFETY: no lock is held; vectors and interrupt controller are set up.
+        unsafe { daif::unmask() };
+        if let Some(job) = job {
+            job();
+        }
+    }
+}
+
+/// The handler of [`WAKE`]: that it came is enough.
+fn wake(_: u32) {}
+
+/// A CPU that is given a function has not taken the one before it yet, or does not run.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Busy;
+
+/// The result of a function that another CPU runs.
+pub(crate) struct JoinHandle<T>(Arc<IrqMutex<Option<T>>>);
+
+impl<T> JoinHandle<T> {
+    /// Waits for the function to return.
+    pub(crate) fn join(self) -> T {
+        loop {
+            if let Some(value) = self.0.lock().take() {
+                return value;
+            }
+            core::hint::spin_loop();
+        }
+    }
+}
+
+/// Runs `f` on CPU `index`, which must be another one that waits for functions.
+///
+/// # Errors
+/// [`Busy`] where that CPU does not run, is this one, or was given a function that it did not take yet.
+pub(crate) fn spawn_on<T: Send + 'static>(
+    index: usize,
+    f: impl FnOnce() -> T + Send + 'static,
+) -> Result<JoinHandle<T>, Busy> {
+    if index == 0 || index == cpu::index() || index >= cpu::count() {
+        return Err(Busy);
+    }
+    let result = Arc::new(IrqMutex::new(None));
+    let theirs = result.clone();
+    let job: Job = Box::new(move || {
+        let value = f();
+        *theirs.lock() = Some(value);
+    });
+    {
+        let mut mailbox = MAILBOXES[index].lock();
+        if mailbox.is_some() {
+            return Err(Busy);
+        }
+        *mailbox = Some(job);
+    }
+    gic::send_sgi(WAKE, index).expect("every CPU that runs can be sent an SGI");
+    Ok(JoinHandle(result))
+}

@@ -1,0 +1,263 @@
+//! The record that is kept of every frame of RAM, and how it is packed.
+
+use core::sync::atomic::{AtomicU32, Ordering};
+
+/// What is known of one frame of RAM: 16 bytes, Linux's `struct page` in small.
+///
+/// Which fields mean something depends on the state:
+///
+/// | state | `refs` | `maps_or_next` | `prev` |
+/// |---|---|---|---|
+/// | reserved | 0 | - | - |
+/// | first of a free block | 0 | next free block of this order | previous one |
+/// | rest of a free block | 0 | - | - |
+/// | head of a folio | references | mappings | - |
+/// | tail of a folio | 0 | - | - |
+///
+/// `refs` is shared with nothing: a racing [`FrameMap::get`](super::FrameMap::get) may look at it at any time,
+/// and anything but a count would pass for one.
+///
+/// A record of zero bytes is the same as [`Frame::new`], so that an array of them is made by clearing memory.
+#[derive(Debug)]
+#[repr(C)]
+pub struct Frame {
+    state: AtomicU32,
+    refs: AtomicU32,
+    maps_or_next: AtomicU32,
+    prev: AtomicU32,
+}
+
+// The budget is 32 bytes a frame; a power of two makes the index a shift.
+const _: () = assert!(size_of::<Frame>() == 16);
+
+/// What a frame is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum State {
+    /// Not the allocator's: never released to it.
+    Reserved,
+    /// The first frame of a free block of 2^order frames, linked in the free list of its order.
+    FreeHead {
+        /// log2 of the block's frames.
+        order: u8,
+    },
+    /// A frame that is free, and not the first of a block in a free list.
+    FreeBody,
+    /// The first frame of an allocated folio of 2^order frames.
+    Head {
+        /// log2 of the folio's frames.
+        order: u8,
+    },
+    /// A further frame of an allocated folio.
+    Tail {
+        /// How many frames before this one its head is.
+        distance: u32,
+    },
+}
+
+// The state word: the tag in bits 2:0, an order or a distance in 15:4, flags from the top. The rest is unused.
+const TAG: u32 = 0b111;
+const RESERVED: u32 = 0;
+const FREE_HEAD: u32 = 1;
+const FREE_BODY: u32 = 2;
+const HEAD: u32 = 3;
+const TAIL: u32 = 4;
+const VALUE_SHIFT: u32 = 4;
+const VALUE: u32 = 0xfff;
+/// The frame was allocated and freed at least once. Kept by every change of state.
+const RECYCLED: u32 = 1 << 31;
+
+const _: () = assert!((1 << super::MAX_ORDER) <= VALUE + 1);
+
+impl State {
+    const fn encode(self) -> u32 {
+        match self {
+            Self::Reserved => RESERVED,
+            Self::FreeHead { order } => FREE_HEAD | (order as u32) << VALUE_SHIFT,
+            Self::FreeBody => FREE_BODY,
+            Self::Head { order } => HEAD | (order as u32) << VALUE_SHIFT,
+            Self::Tail { distance } => TAIL | distance << VALUE_SHIFT,
+        }
+    }
+
+    fn decode(word: u32) -> Self {
+        let value = word >> VALUE_SHIFT & VALUE;
+        match word & TAG {
+            RESERVED => Self::Reserved,
+            FREE_HEAD => Self::FreeHead { order: value as u8 },
+            FREE_BODY => Self::FreeBody,
+            HEAD => Self::Head { order: value as u8 },
+            TAIL => Self::Tail { distance: value },
+            _ => panic!("frame record overwritten: state {word:#x}"),
+        }
+    }
+}
+
+/// No block: the end of a free list.
+pub(super) const NIL: u32 = u32::MAX;
+
+/// The most references or mappings a folio may have. The other half of the range is what makes an overflow
+/// noticed before it wraps, however many CPUs race.
+pub(super) const MAX_COUNT: u32 = i32::MAX as u32;
+
+impl Frame {
+    /// The record of a reserved frame.
+    #[expect(clippy::new_without_default, reason = "a record's first state is worth being named")]
+    pub const fn new() -> Self {
+        Self {
+            state: AtomicU32::new(State::Reserved.encode()),
+            refs: AtomicU32::new(0),
+            maps_or_next: AtomicU32::new(0),
+            prev: AtomicU32::new(0),
+        }
+    }
+
+    // Relaxed throughout: a state changes under its zone's lock, or while the one that changes it owns the frame
+    // alone (taken off its list and not yet published, or its last reference gone). Others learn of it by the
+    // lock, or by the reference count, which is published with Release and taken with Acquire.
+
+    pub(super) fn state(&self) -> State {
+        State::decode(self.state.load(Ordering::Relaxed))
+    }
+
+    pub(super) fn set_state(&self, state: State) {
+        // Not a read-modify-write: nobody else writes at this time.
+        let kept = self.state.load(Ordering::Relaxed) & RECYCLED;
+        self.state.store(state.encode() | kept, Ordering::Relaxed);
+    }
+
+    pub(super) fn is_recycled(&self) -> bool {
+        self.state.load(Ordering::Relaxed) & RECYCLED != 0
+    }
+
+    /// Marks a frame as free and recycled.
+    pub(super) fn recycle(&self) {
+        self.state.store(State::FreeBody.encode() | RECYCLED, Ordering::Relaxed);
+    }
+
+    // Links: only under the zone's lock.
+
+    pub(super) fn next(&self) -> u32 {
+        self.maps_or_next.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn set_next(&self, index: u32) {
+        self.maps_or_next.store(index, Ordering::Relaxed);
+    }
+
+    pub(super) fn prev(&self) -> u32 {
+        self.prev.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn set_prev(&self, index: u32) {
+        self.prev.store(index, Ordering::Relaxed);
+    }
+
+    // Counts of a folio, in the record of its head.
+
+    /// Makes a folio whose states are written, and which nobody else knows, one with a single reference and no
+    /// mapping.
+    pub(super) fn publish(&self) {
+        self.maps_or_next.store(0, Ordering::Relaxed);
+        // Release: who finds the count above 0, with Acquire, finds the states of this folio too. Later changes
+        // of the count are read-modify-writes and so belong to the same release sequence.
+        self.refs.store(1, Ordering::Release);
+    }
+
+    pub(super) fn refs(&self) -> u32 {
+        self.refs.load(Ordering::Relaxed)
+    }
+
+    /// Takes one more reference where there is one already, and returns how many there were.
+    pub(super) fn add_ref(&self) -> u32 {
+        // Relaxed: the caller's own reference keeps the folio, as in `Arc::clone`.
+        self.refs.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// Takes a reference unless there is none, and returns how many there were.
+    pub(super) fn add_ref_unless_zero(&self) -> Option<u32> {
+        let more = |refs: u32| if refs == 0 { None } else { Some(refs + 1) };
+        // Acquire: pairs with `publish`.
+        self.refs.fetch_update(Ordering::Acquire, Ordering::Relaxed, more).ok()
+    }
+
+    /// Gives a reference back and returns how many there were. With 1, the caller owns the frames alone.
+    pub(super) fn sub_ref(&self) -> u32 {
+        // Release: what was done with the folio comes before its end, whoever drops the last reference …
+        let refs = self.refs.fetch_sub(1, Ordering::Release);
+        if refs == 1 {
+            // … and Acquire: that one sees it all done before it frees. A fence, as only the last needs it.
+            core::sync::atomic::fence(Ordering::Acquire);
+        }
+        refs
+    }
+
+    // Relaxed: a mapping is counted by one that holds a reference, whose dropping orders it before the free.
+
+    pub(super) fn maps(&self) -> u32 {
+        self.maps_or_next.load(Ordering::Relaxed)
+    }
+
+    /// Counts `n` more mappings and returns how many there were.
+    pub(super) fn add_maps(&self, n: u32) -> u32 {
+        self.maps_or_next.fetch_add(n, Ordering::Relaxed)
+    }
+
+    /// Counts `n` mappings less and returns how many there were.
+    pub(super) fn sub_maps(&self, n: u32) -> u32 {
+        self.maps_or_next.fetch_sub(n, Ordering::Relaxed)
+    }
+}
+
+#[cfg(test)]
+impl Frame {
+    /// Puts any reference count in, for tests that break a record on purpose.
+    pub(super) fn break_refs(&self, refs: u32) {
+        self.refs.store(refs, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::MAX_ORDER;
+    use super::*;
+
+    #[test]
+    fn a_new_record_is_zero_and_reserved() {
+        let Frame { state, refs, maps_or_next, prev } = Frame::new();
+        assert_eq!([state, refs, maps_or_next, prev].map(AtomicU32::into_inner), [0; 4]);
+        assert_eq!(Frame::new().state(), State::Reserved);
+    }
+
+    #[test]
+    fn states_survive_their_encoding_and_keep_the_recycled_mark() {
+        let frame = Frame::new();
+        let orders = (0..=MAX_ORDER).flat_map(|order| [State::FreeHead { order }, State::Head { order }]);
+        let tails = (1..1 << MAX_ORDER).map(|distance| State::Tail { distance });
+        for recycled in [false, true] {
+            for state in
+                [State::Reserved, State::FreeBody].into_iter().chain(orders.clone()).chain(tails.clone())
+            {
+                frame.set_state(state);
+                assert_eq!((frame.state(), frame.is_recycled()), (state, recycled));
+            }
+            frame.recycle();
+            assert_eq!(frame.state(), State::FreeBody);
+        }
+    }
+
+    #[test]
+    #[should_panic(expected = "frame record overwritten: state 0x7")]
+    fn an_unknown_state_is_reported() {
+        State::decode(7);
+    }
+
+    #[test]
+    fn a_reference_is_never_taken_on_none() {
+        let frame = Frame::new();
+        assert_eq!(frame.add_ref_unless_zero(), None);
+        frame.publish();
+        assert_eq!(frame.add_ref_unless_zero(), Some(1));
+        assert_eq!((frame.sub_ref(), frame.sub_ref()), (2, 1));
+        assert_eq!(frame.add_ref_unless_zero(), None);
+    }
+}

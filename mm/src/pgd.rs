@@ -1,0 +1,305 @@
+//! Kernel mappings: `create_pgd_mapping`, down to `init_pte`.
+//!
+//! ```text
+//!  create_pgd_mapping      checks the request, takes the lock
+//!        │  twice: Prepare (allocates tables, checks every live entry), then Write (cannot fail)
+//!        ▼
+//!  init_range              one table: descends, or takes a whole entry
+//!        ▼
+//!  init_cont               a whole Contiguous group where it fits, else a single entry
+//!        ▼
+//!  init_pte                raw: __ptep_get, __set_pte
+//! ```
+//!
+//! A kernel mapping must not fault, not even for a moment, so it is never broken before it is made
+//! anew. Only two changes need no break (DDI 0487, D8.16.1, RWHZWS): an invalid entry becomes valid,
+//! and a valid one changes its permissions at equal output address, size and Contiguous bit.
+//! Anything else on a live entry is a bug of the caller and panics.
+
+use core::fmt;
+
+use arch::mmu::Entry;
+use arch::tlbi::{Space, Tlbi};
+use arch::{MemoryType, Mmu, PhysAddr, PteFlags, PteValue, Table, TableFrame, VirtAddr};
+
+use crate::Mm;
+use crate::raw::{__ptep_get, __set_pte, Ptep};
+
+/// What the kernel may do with a mapping. Writable and executable at once can't be said.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum KernelProt {
+    /// Text.
+    ReadExecute,
+    /// Constants.
+    ReadOnly,
+    /// Data.
+    ReadWrite,
+}
+
+/// A request to map a physically contiguous range.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Mapping {
+    /// The first virtual address: a multiple of the page size.
+    pub va: VirtAddr,
+    /// The first physical address: a multiple of the page size.
+    pub pa: PhysAddr,
+    /// Bytes: a multiple of the page size, not zero.
+    pub size: u64,
+    /// Permissions.
+    pub prot: KernelProt,
+    /// Memory type; other than [`MemoryType::Normal`] it can't be executed.
+    pub memory: MemoryType,
+}
+
+/// Why a mapping was not made.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum MapError {
+    /// An address or the size is not a multiple of the page size, or the size is zero.
+    Misaligned(Mapping),
+    /// The range is not wholly inside the half of the address space that the mm translates, or its
+    /// physical end is beyond 2^48.
+    OutOfRange(Mapping),
+    /// Executable memory that is not Normal: speculative fetches could read registers.
+    ExecutableDevice(Mapping),
+    /// No frame for a table of the translation of this address.
+    OutOfTables(VirtAddr),
+}
+
+impl fmt::Display for MapError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Misaligned(m) => {
+                write!(f, "mapping of {:#x} bytes at {} to {} is not page-aligned", m.size, m.va, m.pa)
+            }
+            Self::OutOfRange(m) => {
+                write!(f, "mapping of {:#x} bytes at {} to {} leaves its address space", m.size, m.va, m.pa)
+            }
+            Self::ExecutableDevice(m) => write!(f, "executable mapping of device memory at {}", m.va),
+            Self::OutOfTables(va) => write!(f, "no memory for a translation table for {va}"),
+        }
+    }
+}
+
+impl core::error::Error for MapError {}
+
+/// Where new translation tables come from.
+pub trait TableAlloc {
+    /// A zeroed frame for a table of `level`, or `None`. Called with the mm's lock held; it must not
+    /// map anything itself.
+    fn alloc_table(&self, level: u8) -> Option<TableFrame>;
+}
+
+impl Mapping {
+    /// The leaf that maps this request's first byte, without CONT.
+    fn pte(&self) -> PteValue {
+        let prot = match self.prot {
+            KernelProt::ReadExecute => PteFlags::RDONLY,
+            KernelProt::ReadOnly => PteFlags::RDONLY | PteFlags::PXN,
+            KernelProt::ReadWrite => PteFlags::PXN,
+        };
+        // Kernel mappings are global, never accessible to EL0, and never raise an access flag fault.
+        PteValue::leaf(
+            self.pa,
+            self.memory,
+            prot | PteFlags::AF | PteFlags::UXN | PteFlags::INNER_SHAREABLE,
+        )
+    }
+
+    /// The rest of the request that begins `offset` bytes on.
+    fn after(&self, offset: u64) -> Self {
+        Self {
+            va: VirtAddr::new(self.va.get().wrapping_add(offset)),
+            pa: PhysAddr::new(self.pa.get() + offset),
+            size: self.size - offset,
+            ..*self
+        }
+    }
+
+    fn is_aligned(&self, bytes: u64) -> bool {
+        self.va.is_aligned(bytes) && self.pa.is_aligned(bytes)
+    }
+}
+
+/// Maps `mapping` in the kernel address space `mm`.
+///
+/// Blocks and Contiguous groups are used wherever address, size and what is already there allow
+/// them. Entries that are live are left as they are, or change their permissions to
+/// `mapping.prot`. On return the mapping is visible to every CPU's walker (`dsb ishst; isb`), and
+/// where permissions changed, the invalidation of the old ones has completed.
+///
+/// Takes the mm's lock. Not for interrupt context.
+///
+/// # Errors
+/// See [`MapError`]. No leaf was changed then; tables that were added on the way stay, empty, and
+/// belong to the mm.
+///
+/// # Panics
+/// Where a live entry would change in anything but its permissions, or only a part of a live block
+/// or Contiguous group would change: the message names the address. Nothing was changed then.
+pub fn create_pgd_mapping<M: Mmu>(
+    mm: &Mm<M>,
+    mapping: &Mapping,
+    tables: &dyn TableAlloc,
+) -> Result<(), MapError> {
+    let page = M::GRANULE.page_size();
+    if !mapping.is_aligned(page) || mapping.size == 0 || mapping.size % page != 0 {
+        return Err(MapError::Misaligned(*mapping));
+    }
+    // The last byte must have an address of 48 bits; one past it need not.
+    if !mm.covers(mapping.va, mapping.size) || mapping.pa.checked_add(mapping.size - 1).is_none() {
+        return Err(MapError::OutOfRange(*mapping));
+    }
+    if mapping.prot == KernelProt::ReadExecute && mapping.memory != MemoryType::Normal {
+        return Err(MapError::ExecutableDevice(*mapping));
+    }
+
+    let _guard = mm.lock.lock();
+    let root = mm.root_table();
+    init_range(root, mapping, &mut Pass::Prepare(tables))?;
+    let mut permissions_changed = false;
+    init_range(root, mapping, &mut Pass::Write { permissions_changed: &mut permissions_changed })?;
+    mm.mmu().publish();
+    if permissions_changed {
+        init_range(root, mapping, &mut Pass::Invalidate)?;
+        mm.mmu().complete();
+    }
+    Ok(())
+}
+
+/// One traversal does everything, so that all passes meet the same entries and decide alike.
+enum Pass<'a> {
+    /// Allocates missing tables and checks live entries. Writes no leaf.
+    Prepare(&'a dyn TableAlloc),
+    /// Writes the leaves.
+    Write { permissions_changed: &'a mut bool },
+    /// Invalidates the TLB entries of every leaf of the range.
+    Invalidate,
+}
+
+/// Handles the part of a request that one table translates; `mapping` begins and ends inside of it.
+fn init_range<M: Mmu>(table: Table<'_, M>, mapping: &Mapping, pass: &mut Pass<'_>) -> Result<(), MapError> {
+    let level = table.level();
+    let size = M::GRANULE.level_size(level);
+    let mut offset = 0;
+    while offset < mapping.size {
+        let rest = mapping.after(offset);
+        let index = M::GRANULE.index(rest.va.get(), level);
+        let in_entry = (size - (rest.va.get() & (size - 1))).min(rest.size);
+        let whole = in_entry == size && rest.pa.is_aligned(size) && M::GRANULE.has_leaf(level);
+        let entry = table.entry(index);
+        offset += match entry {
+            Entry::Leaf(old) if whole => init_cont(table, index, &rest, Some(old), pass),
+            Entry::Leaf(old) => keep_block(&rest, in_entry, size, old),
+            Entry::Invalid if whole => init_cont(table, index, &rest, None, pass),
+            Entry::Invalid | Entry::Table(_) => {
+                let child = match (entry, &*pass) {
+                    (Entry::Table(frame), _) => frame,
+                    (_, Pass::Prepare(tables)) => {
+                        let frame =
+                            tables.alloc_table(level + 1).ok_or(MapError::OutOfTables(rest.va))?;
+                        // The zeroes must be visible before the entry that leads to them.
+                        table.mmu().publish();
+                        table.set_table(index, frame);
+                        frame
+                    }
+                    _ => unreachable!("the first pass made every table"),
+                };
+                init_range(
+                    Table::new(table.mmu(), child),
+                    &Mapping { size: in_entry, ..rest },
+                    pass,
+                )?;
+                in_entry
+            }
+        };
+    }
+    Ok(())
+}
+
+/// A request that covers only a part of a live block may only repeat what is there: a change would
+/// have to split the block. Returns the bytes that were handled.
+fn keep_block(rest: &Mapping, in_entry: u64, size: u64, old: PteValue) -> u64 {
+    let begin = rest.va.get() & (size - 1);
+    let same_frame = old.pa().get() + begin == rest.pa.get();
+    let same_attributes = old.without(PteFlags::CONT).flags() == rest.pte().flags()
+        && old.memory() == Some(rest.memory);
+    assert!(
+        same_frame && same_attributes,
+        "mapping {} at {}: a part of a live block of {size:#x} bytes ({old:?}) would change",
+        rest.pa,
+        rest.va,
+    );
+    in_entry
+}
+
+/// Handles the entry at `index`, wholly covered, together with its Contiguous group where that is
+/// wholly covered too. Returns the bytes that were handled.
+fn init_cont<M: Mmu>(
+    table: Table<'_, M>,
+    index: usize,
+    rest: &Mapping,
+    old: Option<PteValue>,
+    pass: &mut Pass<'_>,
+) -> u64 {
+    let level = table.level();
+    let size = M::GRANULE.level_size(level);
+    let group = M::GRANULE.cont_entries(level);
+    let group_size = group as u64 * size;
+    let whole_group = rest.is_aligned(group_size) && rest.size >= group_size;
+    let live_cont = old.is_some_and(|old| old.flags().contains(PteFlags::CONT));
+    // The bit may be set where no entry of the group lives without it (IPGVGZ).
+    let cont = live_cont
+        || (group > 1 && whole_group && (index..index + group).all(|i| table.entry(i) == Entry::Invalid));
+
+    let count = if cont && whole_group { group } else { 1 };
+    for i in 0..count {
+        let part = rest.after(i as u64 * size);
+        let mut new = part.pte();
+        if cont {
+            new = new.with(PteFlags::CONT);
+        }
+        assert!(
+            !live_cont || whole_group || __ptep_get(Ptep::new(table, index + i)) == new,
+            "mapping {} at {}: a part of a live Contiguous group would change",
+            part.pa,
+            part.va,
+        );
+        init_pte(Ptep::new(table, index + i), &part, level, new, pass);
+    }
+    count as u64 * size
+}
+
+/// Handles one leaf entry.
+fn init_pte<M: Mmu>(ptep: Ptep<'_, M>, part: &Mapping, level: u8, new: PteValue, pass: &mut Pass<'_>) {
+    let old = __ptep_get(ptep);
+    match pass {
+        Pass::Prepare(_) => assert!(
+            !old.is_valid() || is_permission_change(old, new),
+            "mapping {} at {}: the live entry {old:?} would become {new:?}",
+            part.pa,
+            part.va,
+        ),
+        Pass::Write { permissions_changed } => {
+            if old != new {
+                __set_pte(ptep, new);
+                **permissions_changed |= old.is_valid();
+            }
+        }
+        Pass::Invalidate => ptep.mmu().invalidate(Tlbi::Page {
+            va: part.va,
+            // A global entry matches whatever the ASID.
+            space: Space::All,
+            // The tables above stay.
+            last_level: true,
+            granule: M::GRANULE,
+            level: Some(level),
+        }),
+    }
+}
+
+/// Whether a live entry may become the other without break-before-make: the two differ in
+/// permissions alone.
+fn is_permission_change(old: PteValue, new: PteValue) -> bool {
+    const PERMISSIONS: PteFlags = PteFlags::RDONLY.union(PteFlags::PXN).union(PteFlags::UXN);
+    old.without(PERMISSIONS) == new.without(PERMISSIONS)
+}

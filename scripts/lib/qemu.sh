@@ -1,0 +1,58 @@
+# shellcheck shell=bash
+# The one place that knows QEMU's command line. Sourced after setup.sh.
+
+# Where a boot with --image-at keeps what QEMU's own loader would have provided: below the lowest
+# address for an Image and above the device tree that QEMU itself puts at the start of RAM.
+readonly TRAMPOLINE_ADDRESS=0x40100000 DTB_ADDRESS=0x40101000 LOWEST_IMAGE_ADDRESS=0x40200000
+QEMU_COMMAND=()
+
+# little_endian BYTES VALUE: prints a number as the escapes of its bytes.
+little_endian() {
+    local i
+    for ((i = 0; i < $1; i++)); do
+        printf '\\x%02x' $((($2 >> (8 * i)) & 0xff))
+    done
+}
+
+# write_trampoline FILE X0 ENTRY: a few instructions that do a boot loader's last step.
+write_trampoline() {
+    local word bytes=
+    # ldr x0, .+16; ldr x4, .+20; br x4; udf #0
+    for word in 0x58000080 0x580000a4 0xd61f0080 0; do
+        bytes+=$(little_endian 4 $((word)))
+    done
+    bytes+=$(little_endian 8 $(($2)))$(little_endian 8 $(($3)))
+    # Its name says its content, so that boots side by side may write the same file.
+    # shellcheck disable=SC2059 # the escapes are meant to be interpreted
+    printf "$bytes" >"$1.$$" && mv "$1.$$" "$1"
+}
+
+# qemu_command: sets QEMU_COMMAND from the options (the opt_ variables of scripts/run).
+qemu_command() {
+    local machine=virt,gic-version=$opt_gic
+    [[ $opt_el == 1 ]] || machine+=,virtualization=on
+    [[ -z $opt_dump_dtb ]] || machine+=,dumpdtb=${opt_dump_dtb//,/,,}
+    QEMU_COMMAND=("$QEMU" -machine "$machine" -cpu "$opt_cpu" -smp "$opt_smp" -m "$opt_memory"
+        -nographic -nic none -semihosting-config enable=on,target=native)
+    if [[ -n $opt_dump_dtb ]]; then
+        :
+    elif [[ -n $opt_image_at ]]; then
+        local x0=$opt_x0 trampoline
+        if [[ -n $opt_dtb ]]; then
+            QEMU_COMMAND+=(-device "loader,file=${opt_dtb//,/,,},addr=$DTB_ADDRESS,force-raw=on")
+            x0=${x0:-$DTB_ADDRESS}
+        fi
+        x0=${x0:-0}
+        trampoline=$OUT_DIR/trampoline-$opt_image_at-$x0
+        mkdir -p "$OUT_DIR" && write_trampoline "$trampoline" "$x0" "$opt_image_at"
+        QEMU_COMMAND+=(
+            -device "loader,file=${opt_image//,/,,},addr=$opt_image_at,force-raw=on"
+            -device "loader,file=${trampoline//,/,,},addr=$TRAMPOLINE_ADDRESS,force-raw=on"
+            -device "loader,addr=$TRAMPOLINE_ADDRESS,cpu-num=0")
+    else
+        QEMU_COMMAND+=(-kernel "$opt_image")
+        [[ -z $opt_args ]] || QEMU_COMMAND+=(-append "$opt_args")
+        [[ -z $opt_initrd ]] || QEMU_COMMAND+=(-initrd "$opt_initrd")
+    fi
+    QEMU_COMMAND+=("${opt_qemu[@]}")
+}

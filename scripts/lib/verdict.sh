@@ -1,0 +1,113 @@
+# shellcheck shell=bash
+# Running QEMU, streaming its console and judging it. Sourced after qemu.sh.
+
+# One line of `nm -n` each: address, type, name. Read when the first backtrace is seen.
+SYMBOLS=() SYMBOLS_READ=
+
+# read_symbols ELF: no tool or no file means no names.
+read_symbols() {
+    local nm
+    SYMBOLS_READ=1
+    [[ -n $SYSROOT ]] || SYSROOT=$(rustc --print sysroot 2>/dev/null)
+    nm=$(find_tool nm)
+    [[ -n $nm && -e $1 ]] && mapfile -t SYMBOLS < <("$nm" -nC "$1" 2>/dev/null | grep -i ' t ')
+}
+
+# symbol_at FRAME OFFSET: prints ` NAME+0xN` for the function that holds the address. The ELF is linked
+# at 0, so an offset into the image is an address in it.
+symbol_at() {
+    # Beyond frame 0 it is a return address, which after a call that never returns is in the next function.
+    local address=$(($1 == 0 ? $2 : $2 - 1)) low=0 high=${#SYMBOLS[@]} middle start name
+    while ((low < high)); do
+        middle=$(((low + high) / 2))
+        if ((16#${SYMBOLS[middle]%% *} <= address)); then low=$((middle + 1)); else high=$middle; fi
+    done
+    ((low > 0)) || return
+    start=${SYMBOLS[low - 1]%% *} name=${SYMBOLS[low - 1]#* ? }
+    printf ' %s+0x%x' "$name" $(($2 - 16#$start))
+}
+
+# verdict FILE-WITH-SYMBOLS TIMEOUT LIST: runs QEMU_COMMAND, prints its console and says in one line
+# what is to be thought of it. LIST is 1 where the kernel was asked to list its tests, not to run them.
+verdict() {
+    local elf=$1 limit=$2 list=$3
+    local line text frame offset console pid status started=$SECONDS deadline=$((SECONDS + $2))
+    local running='' not_ok=0 failed=0 timed_out='' partial=''
+    local -a summaries=()
+
+    exec {console}< <(exec "${QEMU_COMMAND[@]}" </dev/null 2>&1)
+    pid=$!
+    # An interrupted script must not leave its QEMU behind.
+    # shellcheck disable=SC2064 # the process of now is meant
+    trap "kill $pid 2>/dev/null" EXIT
+    trap 'exit 130' INT
+    trap 'exit 143' TERM
+    while true; do
+        if ((SECONDS >= deadline)); then
+            timed_out=1
+            break
+        fi
+        line=
+        IFS= read -r -t 1 -u "$console" line
+        status=$?
+        partial+=$line
+        # Above 128 the second is over and the line is not complete yet.
+        ((status <= 128)) || continue
+        line=$partial partial=
+        # Without a newline: the end of the output.
+        ((status == 0)) || [[ -n $line ]] || break
+        text=${line%$'\r'}
+        if [[ $text =~ ^\ *\#([0-9]+)\ 0x[0-9a-f]+\ \(image\+(0x[0-9a-f]+)\)$ ]]; then
+            frame=${BASH_REMATCH[1]} offset=${BASH_REMATCH[2]}
+            [[ -n $SYMBOLS_READ ]] || read_symbols "$elf"
+            text+=$(symbol_at "$frame" "$offset")
+            line=$text
+        fi
+        printf '%s\n' "$line"
+        case $text in
+        '# running '*) running=${text#'# running '} ;;
+        'not ok '*) not_ok=$((not_ok + 1)) ;;
+        esac
+        [[ $text =~ ^[0-9]+\ passed,\ [0-9]+\ failed$ ]] && summaries+=("$text")
+    done
+    if [[ -n $timed_out ]]; then
+        printf '%s' "${partial:+$partial$'\n'}"
+        kill -KILL "$pid" 2>/dev/null
+    fi
+    wait "$pid" 2>/dev/null
+    status=$?
+    trap - EXIT INT TERM
+    exec {console}<&-
+
+    if [[ -n $timed_out ]]; then
+        local where='before the first test was started'
+        [[ -z $running ]] || where="the test last started is $running"
+        say "FAILED: no end after $limit s; $where"
+        return 1
+    fi
+    if ((${#summaries[@]} > 1)); then
+        say "FAILED: ${#summaries[@]} summary lines where one was expected (exit status $status)"
+        return 1
+    fi
+    if ((${#summaries[@]} == 0)); then
+        say "FAILED: no summary line was printed (exit status $status)"
+        return 1
+    fi
+    text=${summaries[0]} failed=${summaries[0]#* passed, } failed=${failed% failed}
+    if ((10#$failed)); then
+        say "FAILED: $text (exit status $status)"
+    elif ((status)); then
+        say "FAILED: exit status $status, though the summary says $text"
+    elif ((not_ok)); then
+        say "FAILED: the summary says $text, but $not_ok tests were reported as 'not ok'"
+    elif ((list)); then
+        [[ $text == '0 passed, 0 failed' ]] && say "LISTED: nothing was run (exit status 0)" && return
+        say "FAILED: the tests were to be listed, but the summary says $text"
+    elif [[ $text =~ ^0+\  ]]; then
+        say "FAILED: no test was run (exit status 0)"
+    else
+        say "PASSED: $text, exit status 0, $((SECONDS - started)) s"
+        return
+    fi
+    return 1
+}

@@ -1,0 +1,21 @@
+//! Boots the kernel in QEMU and judges what it says.
+//!
+//! ```text
+//! tests/*.rs ── Boot ──> scripts/run ──> QEMU ──> the kernel
+//!     │           └──<── Outcome: exit status, console, the script's verdict
+//!     ├── ktap      whether what was printed is KTAP and agrees with itself
+//!     ├── tree      device trees: QEMU's own, edited or broken
+//!     ├── stand_in  a few instructions that print a text and end: a kernel that lies
+//!     └── early     which instructions must not run before the MMU is on
+//! ```
+//!
+//! `scripts/run` is the only place that knows QEMU's command line. The tests that boot something need
+//! the feature `boots`, which `scripts/test` enables once QEMU and the kernel's Image are there.
+#![forbid(unsafe_code)]
+
+pub mod boot;
+pub mod early;
+pub mod image;
+pub mod ktap;
+pub mod stand_in;
+pub mod tree;

@@ -1,0 +1,154 @@
+//! The options of `scripts/run`: what is wrong is said in one line, and `--print` shows what would run.
+//! Nothing is set up, built or booted here.
+
+use pleat_host_tests::boot::{Boot, Outcome, USAGE};
+
+/// Asserts that the script refuses its options with one line that holds `reason`.
+fn refused(outcome: &Outcome, reason: &str) {
+    assert_eq!(outcome.status, Some(USAGE), "{outcome}");
+    assert_eq!(outcome.messages.lines().count(), 1, "{outcome}");
+    assert!(outcome.messages.contains(reason), "expected `{reason}`\n{outcome}");
+    assert_eq!(outcome.console, "", "{outcome}");
+}
+
+fn printed(boot: Boot) -> String {
+    let outcome = boot.flag("--print").run();
+    assert_eq!(outcome.status, Some(0), "{outcome}");
+    assert_eq!(outcome.messages, "", "{outcome}");
+    outcome.console
+}
+
+#[test]
+fn values_that_are_none_of_the_choices_are_refused() {
+    let choices = [
+        ("--machine", "pc", "virt raspi4b"),
+        ("--firmware", "bios", "none edk2 u-boot"),
+        ("--el", "3", "1 2"),
+        ("--gic", "4", "2 3"),
+    ];
+    for (option, value, expected) in choices {
+        let outcome = Boot::new().option(option, value).run();
+        refused(&outcome, &format!("{option} is '{value}': it must be one of: {expected}"));
+    }
+}
+
+#[test]
+fn values_that_cannot_be_read_are_refused() {
+    let values = [
+        ("--smp", "0"),
+        ("--smp", "four"),
+        ("--memory", "1024"),
+        ("--memory", "0M"),
+        ("--memory", "-1G"),
+        ("--timeout", "soon"),
+        ("--cpu", "Cortex A72"),
+    ];
+    for (option, value) in values {
+        refused(&Boot::new().option(option, value).run(), &format!("{option} is '{value}'"));
+    }
+    for option in ["--smp", "--initrd", "--machine"] {
+        refused(&Boot::new().option(option, "").run(), &format!("{option} needs a value that is not empty"));
+        refused(&Boot::new().flag(option).run(), &format!("{option} needs a value"));
+    }
+    refused(&Boot::new().option("--qemu", "-name 'a b").run(), "--qemu has a quote that is not closed");
+    refused(&Boot::new().flag("--frobnicate").run(), "there is no option '--frobnicate'");
+    refused(&Boot::new().flag("word").run(), "there is no option 'word'");
+}
+
+#[test]
+fn files_that_are_not_there_are_refused() {
+    for option in ["--initrd", "--image"] {
+        let outcome = Boot::new().option(option, "/no/such/file").run();
+        refused(&outcome, "the file '/no/such/file' is not there or can't be read");
+    }
+}
+
+#[test]
+fn what_does_not_go_together_is_refused() {
+    refused(&Boot::new().option("--gic", "2").option("--smp", "9").run(), "a GICv2 has at most 8 CPUs");
+    refused(&Boot::new().option("--x0", "0").run(), "--dtb and --x0 need --image-at");
+    let at = |address| Boot::new().option("--image-at", address);
+    refused(&at("0x40200800").run(), "it must be a multiple of 4096");
+    refused(&at("0x40100000").run(), "at least 0x40200000");
+    refused(&at("here").run(), "'here' is no address");
+    refused(&at("0x40200000").option("--args", "a").run(), "with --image-at they belong into --dtb");
+}
+
+#[test]
+fn what_is_not_built_yet_says_so() {
+    let unbuilt = [("--machine", "raspi4b"), ("--firmware", "edk2"), ("--firmware", "u-boot")];
+    for (option, value) in unbuilt {
+        refused(&Boot::new().option(option, value).run(), &format!("{option} {value} is not built yet"));
+    }
+}
+
+#[test]
+fn the_toolchain_that_is_asked_for_must_exist() {
+    let script = pleat_host_tests::boot::source_root().join("scripts/run");
+    let output = std::process::Command::new(script)
+        .arg("--build")
+        .env("PLEAT_TOOLCHAIN", "gcc")
+        .output()
+        .expect("bash runs the script");
+    assert_eq!(output.status.code(), Some(USAGE));
+    let messages = String::from_utf8_lossy(&output.stderr);
+    assert!(messages.contains("PLEAT_TOOLCHAIN is 'gcc': it must be rustup or debian"), "{messages}");
+}
+
+#[test]
+fn help_names_every_option() {
+    let outcome = Boot::new().flag("--help").run();
+    assert_eq!(outcome.status, Some(0), "{outcome}");
+    let options = "--machine --firmware --cpu --smp --memory --el --gic --args --initrd --qemu --timeout \
+                   --build --print --help --image --image-at --dtb --x0 --dump-dtb";
+    for option in options.split_whitespace() {
+        assert!(outcome.console.contains(&format!("  {option} ")), "{option}\n{outcome}");
+    }
+}
+
+#[test]
+fn print_shows_the_defaults() {
+    let command = printed(Boot::new());
+    let expected = "qemu-system-aarch64 -machine virt,gic-version=3 -cpu max -smp 4 -m 1G \
+                    -nographic -nic none -semihosting-config enable=on,target=native -kernel ";
+    assert!(command.starts_with(expected), "{command}");
+    assert!(command.ends_with("/pleat/selftest/Image\n"), "{command}");
+}
+
+#[test]
+fn print_shows_what_every_option_does() {
+    let options = [
+        ("--cpu", "neoverse-n1,pmu=off", "-cpu neoverse-n1,pmu=off "),
+        ("--cpu=cortex-a72", "", "-cpu cortex-a72 "),
+        ("--smp", "8", "-smp 8 "),
+        ("--memory", "64M", "-m 64M "),
+        ("--el", "2", "-machine virt,gic-version=3,virtualization=on "),
+        ("--gic", "2", "-machine virt,gic-version=2 "),
+        ("--args", "selftest=mm.* it's", r"-append 'selftest=mm.* it'\''s'"),
+        ("--initrd", "/dev/null", "-initrd /dev/null"),
+        ("--qemu", "-name 'two words'", "-name 'two words'"),
+    ];
+    for (option, value, expected) in options {
+        let boot =
+            if option.contains('=') { Boot::new().flag(option) } else { Boot::new().option(option, value) };
+        let command = printed(boot);
+        assert!(command.contains(expected), "{option} {value}: {command}");
+    }
+}
+
+#[test]
+fn print_shows_a_boot_at_an_address() {
+    let at = || Boot::new().option("--image-at", "0x40281000");
+    let command = printed(at().option("--dtb", "/dev/null"));
+    for piece in [
+        "addr=0x40281000,force-raw=on",
+        "loader,file=/dev/null,addr=0x40101000,force-raw=on",
+        "/pleat/trampoline-0x40281000-0x40101000,addr=0x40100000,force-raw=on",
+        "loader,addr=0x40100000,cpu-num=0",
+    ] {
+        assert!(command.contains(piece), "{piece}: {command}");
+    }
+    assert!(!command.contains("-kernel"), "{command}");
+    assert!(printed(at()).contains("/pleat/trampoline-0x40281000-0,addr="));
+    assert!(printed(at().option("--x0", "0x123")).contains("/pleat/trampoline-0x40281000-0x123,addr="));
+}

@@ -1,0 +1,5 @@
+//! (being written)
+#![forbid(unsafe_code)]
+#![cfg_attr(not(test), no_std)]
+
+pub mod frames;
