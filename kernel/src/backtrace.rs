@@ -28,13 +28,16 @@ pub(crate) fn print_interrupted() {
     }
 }
 
-/// Prints the calls that led here.
+/// Prints the calls that led to the caller of this.
 #[inline(never)]
-pub(crate) fn print_here() {
-    let fp: u64;
-    // SAFETY: reads the frame pointer.
-    unsafe { core::arch::asm!("mov {}, x29", out(reg) fp, options(nomem, nostack, preserves_flags)) };
-    print(print_here as *const () as u64, fp);
+pub(crate) fn print_caller() {
+    let (fp, return_address): (u64, u64);
+    // SAFETY: x29 points to the frame record of this function, as in all of them: force-frame-pointers.
+    unsafe {
+        core::arch::asm!("ldp {}, {}, [x29]", out(reg) fp, out(reg) return_address,
+            options(readonly, nostack, preserves_flags));
+    }
+    print(return_address, fp);
 }
 
 /// Prints the calls from the instruction at `pc` upwards, along the frame records from `fp`. Ends where the

@@ -90,6 +90,8 @@ pub fn total_size(header: &[u8]) -> Result<usize, DtError> {
 /// # Errors
 /// Where the blob is not a device tree, a property that is needed is malformed or missing, an
 /// address is not below 2^48, or there is more of something than a [`Platform`] holds.
+// Apart from the caller, which would keep the room for the work on its stack.
+#[inline(never)]
 pub fn parse(blob: &[u8]) -> Result<Platform<'_>, DtError> {
     let size = total_size(blob)?;
     let blob = blob.get(..size).ok_or(DtError::Truncated { have: blob.len(), need: size })?;
@@ -143,6 +145,18 @@ impl<'a> Devices<'a> {
         if !enabled(&node) || path.try_push(node).is_err() {
             return Ok(());
         }
+        self.look_at(path, node)?;
+        for child in node.children() {
+            self.visit(path, child)?;
+        }
+        path.pop();
+        Ok(())
+    }
+
+    /// Takes `node`, the last of `path`, if it is something that is wanted. Apart from the recursion,
+    /// whose frames stay small so.
+    #[inline(never)]
+    fn look_at(&mut self, path: &[FdtNode<'a>], node: FdtNode<'a>) -> Result<(), DtError> {
         for compatible in strings(&node, "compatible") {
             if GIC_V2.contains(&compatible) && self.gic.is_none() {
                 self.gic = Some((gic_v2(path)?, interrupt_cells(&node)?));
@@ -157,10 +171,6 @@ impl<'a> Devices<'a> {
         if self.uart.is_none() {
             self.uart = uart(path);
         }
-        for child in node.children() {
-            self.visit(path, child)?;
-        }
-        path.pop();
         Ok(())
     }
 }

@@ -151,6 +151,8 @@ impl MemBlock {
     /// # Errors
     /// Where one of these rules is broken, one of the three is not inside RAM or overlaps another,
     /// or less than [`MIN_FREE`] is free.
+    // Apart from the caller, which would keep the room for the work on its stack.
+    #[inline(never)]
     pub fn new(
         platform: &Platform<'_>,
         image: PhysRange,

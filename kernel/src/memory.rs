@@ -1,6 +1,7 @@
 //! Physical memory: the frame map of this machine, and the contents of its frames.
 
 use arch::aarch64::hardware::linear;
+use arch::aarch64::zero::zero;
 use arch::{Pfn, PhysAddr};
 use core::sync::atomic::{AtomicU64, Ordering};
 
@@ -99,7 +100,7 @@ fn words(frame: Pfn) -> impl Iterator<Item = *mut u64> {
 /// The range must be in the linear map, and nothing refer to it.
 pub(crate) unsafe fn clear(range: PhysRange) {
     // SAFETY: the caller's contract.
-    unsafe { core::ptr::write_bytes(linear(range.start).get() as *mut u8, 0, range.size() as usize) }
+    unsafe { zero(linear(range.start).get() as *mut u8, range.size() as usize) }
 }
 
 /// Allocates 2^order frames that are never given back.

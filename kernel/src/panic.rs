@@ -49,7 +49,7 @@ fn panic(info: &PanicInfo<'_>) -> ! {
         )),
         None => console::emergency(format_args!("pleat: panic: CPU {}: {}\n", cpu::index(), info.message())),
     }
-    backtrace::print_here();
+    backtrace::print_caller();
     end()
 }
 

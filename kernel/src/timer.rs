@@ -136,14 +136,14 @@ fn tick(_intid: u32) {
 
     let counters = &CPUS[cpu::index()];
     counters.missed.fetch_add(missed, Ordering::Relaxed);
-    counters.ticks.fetch_add(missed + 1, Ordering::Relaxed);
+    counters.ticks.fetch_add(1, Ordering::Relaxed);
     if let Some(callback) = ON_TICK.get() {
         callback();
     }
 }
 
-/// The periods of 1/[`TICK_HZ`] second that have passed on `cpu` since its [`init_cpu`], as its
-/// timer interrupt counted them.
+/// How many ticks `cpu` has handled since its [`init_cpu`]. Together with those that it [`missed`]
+/// they are the periods of 1/[`TICK_HZ`] second that passed, as of the last tick.
 ///
 /// # Panics
 /// Where `cpu` is not below [`MAX_CPUS`].
@@ -151,8 +151,8 @@ pub(crate) fn ticks(cpu: usize) -> u64 {
     CPUS[cpu].ticks.load(Ordering::Relaxed)
 }
 
-/// How many of the [`ticks`] of `cpu` had no interrupt of their own, since interrupts were masked,
-/// or a virtual CPU did not run, for longer than a period.
+/// How many periods passed on `cpu` without a tick of their own, since interrupts were masked, or a
+/// virtual CPU did not run, for longer than a period.
 ///
 /// # Panics
 /// Where `cpu` is not below [`MAX_CPUS`].

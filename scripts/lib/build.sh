@@ -1,17 +1,13 @@
 # shellcheck shell=bash
 # Building the kernel and its flat Image. Sourced after toolchain.sh.
 
-# The Image without self-tests and initramfs must stay below this many bytes.
-readonly BARE_IMAGE_LIMIT=$((512 * 1024))
-
 # build_image VARIANT: VARIANT is selftest (the default features) or bare (none). Leaves
 # OUT_DIR/VARIANT/Image and, with its symbols, OUT_DIR/VARIANT/Image.elf. False where the build fails.
 build_image() {
     local variant=$1 directory=$OUT_DIR/$1
     local -a features=()
     [[ $variant == selftest ]] || features=(--no-default-features)
-    kernel_cargo build --manifest-path "$ROOT/Cargo.toml" --target-dir "$TARGET_DIR" \
-        --package pleat-kernel --bin pleat --release "${features[@]}" >&2 || return
+    kernel_cargo build --package pleat-kernel --bin pleat --release "${features[@]}" >&2 || return
     mkdir -p "$directory" || return
     # Next to their final names first: a boot that is running must not see half a file.
     cp "$TARGET_DIR/$KERNEL_TARGET/release/pleat" "$directory/Image.elf.new" &&

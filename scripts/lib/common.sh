@@ -9,8 +9,9 @@ readonly EXIT_USAGE=2 # a bad option, or something that is not built yet
 readonly EXIT_SETUP=3 # a tool is missing and could not be installed, or the build failed
 
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
-TARGET_DIR=${CARGO_TARGET_DIR:-$ROOT/target}
+TARGET_DIR=$(realpath -m "${CARGO_TARGET_DIR:-$ROOT/target}")
 readonly ROOT TARGET_DIR
+export CARGO_TARGET_DIR=$TARGET_DIR
 # shellcheck disable=SC2034 # used by the files that source this one
 readonly OUT_DIR=$TARGET_DIR/pleat KERNEL_TARGET=aarch64-unknown-none-softfloat
 

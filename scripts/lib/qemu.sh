@@ -32,6 +32,7 @@ qemu_command() {
     local machine=virt,gic-version=$opt_gic
     [[ $opt_el == 1 ]] || machine+=,virtualization=on
     [[ -z $opt_dump_dtb ]] || machine+=,dumpdtb=${opt_dump_dtb//,/,,}
+    # shellcheck disable=SC2054 # commas are QEMU's
     QEMU_COMMAND=("$QEMU" -machine "$machine" -cpu "$opt_cpu" -smp "$opt_smp" -m "$opt_memory"
         -nographic -nic none -semihosting-config enable=on,target=native)
     if [[ -n $opt_dump_dtb ]]; then

@@ -133,14 +133,16 @@ use_system_rust() {
     TOOLCHAIN=debian
 }
 
-# host_cargo SUBCOMMAND ARGUMENT...: cargo for programs of this machine.
-host_cargo() {
+# host_cargo SUBCOMMAND ARGUMENT...: cargo for programs of this machine. It reads .cargo/config.toml from
+# where it is started.
+host_cargo() (
+    cd "$ROOT" || exit
     if [[ $TOOLCHAIN == rustup ]]; then
-        rustup run "$CHANNEL" cargo "$@"
+        exec rustup run "$CHANNEL" cargo "$@"
     else
-        RUSTC=/usr/bin/rustc RUSTDOC=/usr/bin/rustdoc /usr/bin/cargo "$@"
+        RUSTC=/usr/bin/rustc RUSTDOC=/usr/bin/rustdoc exec /usr/bin/cargo "$@"
     fi
-}
+)
 
 # kernel_cargo SUBCOMMAND ARGUMENT...: cargo for the kernel's target.
 kernel_cargo() {

@@ -8,3 +8,4 @@ pub mod icc;
 pub mod probe;
 pub mod semihosting;
 pub mod trap;
+pub mod zero;

@@ -119,6 +119,10 @@ impl Frame {
         State::decode(self.state.load(Ordering::Relaxed))
     }
 
+    pub(super) fn is_reserved(&self) -> bool {
+        self.state.load(Ordering::Relaxed) & TAG == RESERVED
+    }
+
     pub(super) fn set_state(&self, state: State) {
         // Not a read-modify-write: nobody else writes at this time.
         let kept = self.state.load(Ordering::Relaxed) & RECYCLED;

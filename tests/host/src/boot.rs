@@ -171,11 +171,6 @@ impl Outcome {
         self.lines().filter_map(|line| line.strip_prefix(beginning)).collect()
     }
 
-    /// Whether a word is among the script's options.
-    pub fn asked_for(&self, word: &str) -> bool {
-        self.command.split(' ').any(|option| option == word)
-    }
-
     /// The tests of the suite that the kernel lists for `selftest=list`, without those that run on
     /// request only.
     ///

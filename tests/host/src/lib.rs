@@ -4,8 +4,10 @@
 //! tests/*.rs ── Boot ──> scripts/run ──> QEMU ──> the kernel
 //!     │           └──<── Outcome: exit status, console, the script's verdict
 //!     ├── ktap      whether what was printed is KTAP and agrees with itself
+//!     ├── suite     machines that must pass the whole suite
 //!     ├── tree      device trees: QEMU's own, edited or broken
 //!     ├── stand_in  a few instructions that print a text and end: a kernel that lies
+//!     ├── image     the files that the build made
 //!     └── early     which instructions must not run before the MMU is on
 //! ```
 //!
@@ -18,4 +20,5 @@ pub mod early;
 pub mod image;
 pub mod ktap;
 pub mod stand_in;
+pub mod suite;
 pub mod tree;

@@ -1,9 +1,7 @@
 //! The whole suite on every combination of CPU, exception level, interrupt controller, memory and
 //! number of CPUs.
 
-mod suite;
-
-use suite::{machine, runs};
+use pleat_host_tests::suite::Machine;
 
 /// A module for each value of an option, and in it the same for the options that follow.
 macro_rules! product {
@@ -37,7 +35,7 @@ macro_rules! product {
     (smp $($name:ident $smp:literal),*) => {
         $(#[test]
         fn $name() {
-            crate::runs(crate::machine(CPU, EL, GIC, MEMORY, $smp));
+            crate::Machine { cpu: CPU, el: EL, gic: GIC, memory: MEMORY, smp: $smp }.runs();
         })*
     };
 }

@@ -1,12 +1,9 @@
 //! The whole suite on the machines that the kernel must run on: each value of each option, and the pairs
 //! that have something to do with each other.
 
-mod suite;
-
-use pleat_host_tests::boot::{Boot, Scratch};
-use pleat_host_tests::tree::{RAM_BASE, Tree};
-
-use suite::{machine, runs, runs_tree};
+use pleat_host_tests::boot::Scratch;
+use pleat_host_tests::suite::Machine;
+use pleat_host_tests::tree::RAM_BASE;
 
 const MIB: u64 = 1 << 20;
 
@@ -16,7 +13,7 @@ macro_rules! machines {
         $(
             #[test]
             fn $name() {
-                runs(machine($cpu, $el, $gic, $memory, $smp));
+                Machine { cpu: $cpu, el: $el, gic: $gic, memory: $memory, smp: $smp }.runs();
             }
         )*
     };
@@ -39,38 +36,35 @@ machines! {
     more_cpus_than_are_used: "max", EL 2, GIC 3, "1G", 11 CPUs;
 }
 
-/// Boots at an address that is aligned to a page and to nothing else.
-fn runs_at(address: &str, options: Boot) {
-    let tree = Tree::of(&options);
-    runs_tree(&tree, options, address);
-}
-
 #[test]
 fn at_an_address_that_is_only_page_aligned() {
-    runs_at("0x40281000", machine("max", 1, 3, "1G", 4));
+    let machine = Machine::default();
+    machine.runs_at("0x40281000", &machine.tree());
 }
 
 #[test]
 fn at_an_address_that_is_only_page_aligned_from_el2() {
-    runs_at("0x403ff000", machine("cortex-a72", 2, 2, "64M", 4));
+    let machine = Machine { cpu: "cortex-a72", el: 2, gic: 2, memory: "64M", smp: 4 };
+    machine.runs_at("0x403ff000", &machine.tree());
 }
 
 #[test]
 fn at_an_address_above_4_gib() {
-    runs_at("0x1234567000", machine("neoverse-v1", 1, 3, "73G", 1));
+    let machine = Machine { cpu: "neoverse-v1", memory: "6G", ..Machine::default() };
+    machine.runs_at("0x145677000", &machine.tree());
 }
 
 #[test]
 fn with_memory_in_two_nodes() {
     let nodes = "-object memory-backend-ram,id=a,size=512M -object memory-backend-ram,id=b,size=512M \
                  -numa node,nodeid=0,memdev=a,cpus=0-3 -numa node,nodeid=1,memdev=b";
-    runs(machine("max", 1, 3, "1G", 4).option("--qemu", nodes));
+    Machine::default().runs_with(|boot| boot.option("--qemu", nodes));
 }
 
 #[test]
 fn with_holes_in_memory() {
-    let options = machine("max", 1, 3, "6G", 4);
-    // Odd pages at the edges, a range of one page, one that ends inside a page, and most of it above 4 GiB.
+    let machine = Machine { memory: "6G", ..Machine::default() };
+    // Odd pages at the edges, a range of one page, one that ends inside a page, and some above 4 GiB.
     let ranges = [
         (RAM_BASE, 100 * MIB + 0x3000),
         (RAM_BASE + 200 * MIB, 0x1000),
@@ -78,24 +72,26 @@ fn with_holes_in_memory() {
         (RAM_BASE + 1024 * MIB, 1024 * MIB),
         (RAM_BASE + 3200 * MIB, 2900 * MIB),
     ];
-    runs_tree(&Tree::of(&options).memory(&ranges), options, "0x40200000");
+    machine.runs_at("0x40200000", &machine.tree().memory(&ranges));
 }
 
 #[test]
 fn with_reservations() {
-    let options = machine("neoverse-n1", 2, 3, "1G", 4);
-    let tree = Tree::of(&options)
+    let machine = Machine { cpu: "neoverse-n1", el: 2, ..Machine::default() };
+    let tree = machine
+        .tree()
         .reserved(RAM_BASE + 512 * MIB, 16 * MIB, true)
         .reserved(RAM_BASE + 600 * MIB + 0x1000, 0x5000, false)
         .reserved(RAM_BASE + 700 * MIB, 0x1000, true)
         .memreserve(RAM_BASE + 800 * MIB, 0x123)
         .memreserve(RAM_BASE, 0x1000);
-    runs_tree(&tree, options, "0x40200000");
+    machine.runs_at("0x40200000", &tree);
 }
 
 #[test]
 fn with_an_initrd() {
     let scratch = Scratch::new();
     let initrd = scratch.write("initrd", &vec![0xa5; 3_000_001]);
-    runs(machine("max", 1, 3, "64M", 4).option("--initrd", initrd));
+    let machine = Machine { memory: "64M", ..Machine::default() };
+    machine.runs_with(|boot| boot.option("--initrd", initrd));
 }

@@ -100,6 +100,31 @@ fn blobs_that_break_the_format_are_refused() {
     assert_eq!(error(&node, b""), Ok(DtError::NoGic));
 }
 
+#[test]
+fn blocks_are_inside_the_blob() {
+    let len = VIRT_GIC2.len() as u32;
+    let with = |word: usize, change: fn(u32, u32) -> u32| {
+        let mut blob = VIRT_GIC2.to_vec();
+        let field: &mut [u8; 4] = (&mut blob[4 * word..][..4]).try_into().unwrap();
+        *field = change(u32::from_be_bytes(*field), len).to_be_bytes();
+        match parse(&blob) {
+            Err(DtError::Malformed { what, .. }) => what,
+            other => panic!("{other:?}"),
+        }
+    };
+    let structure = "the structure block is not inside the blob or not aligned";
+    assert_eq!(with(2, |offset, _| offset + 1), structure);
+    assert_eq!(with(2, |_, len| len), structure);
+    assert_eq!(with(9, |_, _| u32::MAX), structure);
+    assert_eq!(with(9, |size, _| size - 4), "the blob or block ends too early");
+    let strings = "the strings block is not inside the blob";
+    assert_eq!(with(3, |offset, _| offset + 1), strings);
+    assert_eq!(with(8, |size, _| size + 1), strings);
+    // Reservations that begin behind the blob, and that do not end in it.
+    assert_eq!(with(4, |_, len| len + 1), "an offset leads outside the blob");
+    assert_eq!(with(4, |_, len| len - 100), "the blob or block ends too early");
+}
+
 /// Linux has trees with such names: what the specification's limit forbids does no harm.
 #[test]
 fn names_may_be_longer_than_31_characters() {
