@@ -53,7 +53,6 @@ extern "C" fn pleat_primary(device_tree: u64, image: u64, entered_at: u64, start
 
     let mut memblock = MemBlock::new(&platform, vm::image().range(), dtb, GRANULE).or_fatal("memory");
     vm::map_memory(&mut memblock).or_fatal("memory");
-    check_memory(&memblock);
     memory::init(&mut memblock)
         .map_err(|bytes| format_size(bytes))
         .or_fatal("memory: no room in one piece for the frame metadata of");
@@ -139,25 +138,6 @@ fn greet(platform: &Platform<'_>, entered_at: u64) {
         image.start,
         image.end
     );
-}
-
-/// A device tree may promise memory that is not there. The first and last page of each range are read.
-fn check_memory(memblock: &MemBlock) {
-    let constant = vm::image().constant();
-    for range in memblock.mapped() {
-        for page in [range.start, PhysAddr::new(range.end.get() - PAGE)] {
-            if constant.holds(page) {
-                continue;
-            }
-            // SAFETY: reading memory has no effect; where there is none, the load faults.
-            if let Err(fault) = unsafe { probe::load(hardware::linear(page)) } {
-                fatal(format_args!(
-                    "memory: the device tree promises RAM at {page}, and there is none: {}",
-                    fault.esr
-                ));
-            }
-        }
-    }
 }
 
 /// Uses what every CPU of this kind has. A mixed system (big.LITTLE) is taken to agree in this.

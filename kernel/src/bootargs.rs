@@ -39,7 +39,6 @@ pub enum BootArgsError<'a> {
 
 impl fmt::Display for BootArgsError<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("boot arguments: ")?;
         match self {
             Self::UnterminatedQuote(word) => write!(f, "a quote is not closed in `{word}`"),
             Self::InvalidValue { word, expected } => write!(f, "`{word}`: the value must be {expected}"),

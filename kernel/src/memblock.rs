@@ -113,7 +113,6 @@ impl fmt::Display for Item {
 
 impl fmt::Display for MemError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("memory: ")?;
         match self {
             Self::NoRam => f.write_str("the device tree describes no RAM"),
             Self::TooSmall { ram, free } => write!(

@@ -11,8 +11,8 @@ use mm::MapError;
 use crate::lock::IrqMutex;
 use crate::{cpu, gic, psci, timer, vm};
 
-/// How long a CPU may take from CPU_ON until it is ready: microseconds.
-const START_TIMEOUT: u64 = 2_000_000;
+/// How long a CPU may take from CPU_ON until it is ready, in microseconds: long, since an emulator may be busy.
+const START_TIMEOUT: u64 = 10_000_000;
 
 /// The software-generated interrupt that wakes a CPU, so that it looks into its mailbox.
 const WAKE: u32 = 0;

@@ -19,7 +19,8 @@ use core::ptr::NonNull;
 use core::sync::atomic::{AtomicUsize, Ordering};
 
 use arch::aarch64::hardware::{Hardware, ImageWindow, LinearMap, linear};
-use arch::aarch64::{boot, daif};
+use arch::aarch64::{boot, daif, probe};
+use arch::esr::Esr;
 use arch::{Granule, MemoryType, PhysAddr, TableFrame, VirtAddr};
 use kernel::memblock::{self, MemBlock};
 use kernel::platform::PhysRange;
@@ -217,6 +218,8 @@ pub(crate) enum Error {
     NoMemoryForTables(u64),
     /// RAM that the linear map can't reach.
     BeyondLinearMap(PhysRange),
+    /// The device tree promises RAM at this address, and a load from there faults.
+    NotThere(PhysAddr, Esr),
 }
 
 impl fmt::Display for Error {
@@ -227,11 +230,10 @@ impl fmt::Display for Error {
                 write!(f, "no {bytes:#x} bytes of RAM in one piece for page tables")
             }
             Self::BeyondLinearMap(range) => {
-                write!(
-                    f,
-                    "RAM {} to {} is beyond 128 TiB, which the linear map does not reach",
-                    range.start, range.end
-                )
+                write!(f, "RAM {range} is beyond 128 TiB, which the linear map does not reach")
+            }
+            Self::NotThere(pa, esr) => {
+                write!(f, "the device tree promises RAM at {pa}, and there is none: {esr}")
             }
         }
     }
@@ -261,6 +263,7 @@ pub(crate) fn map_memory(memblock: &mut MemBlock) -> Result<(), Error> {
     let roomiest = memblock.mapped().max_by_key(free_in).ok_or(Error::NoMemoryForTables(PAGE))?;
     for range in holding.into_iter().chain([roomiest]) {
         map_around_constants(range)?;
+        expect_ram(memblock, range)?;
     }
     let root = image.physical(boot::image::init_root_table());
     // SAFETY: the same root as before. All its tables so far are of the pool, which is in the Image's data; that
@@ -276,6 +279,19 @@ pub(crate) fn map_memory(memblock: &mut MemBlock) -> Result<(), Error> {
     *CHUNK.lock() = Some(chunk);
     for range in memblock.mapped() {
         map_around_constants(range)?;
+        expect_ram(memblock, range)?;
+    }
+    Ok(())
+}
+
+/// A device tree may promise memory that is not there: reads the first and last page of all that is free in a
+/// range, which is mapped.
+fn expect_ram(memblock: &MemBlock, range: PhysRange) -> Result<(), Error> {
+    for free in memblock.free().filter_map(|free| free.intersection(&range)) {
+        for page in [free.start, PhysAddr::new(free.end.get() - PAGE)] {
+            // SAFETY: reading memory has no effect; where there is none, the load faults.
+            unsafe { probe::load(linear(page)) }.map_err(|fault| Error::NotThere(page, fault.esr))?;
+        }
     }
     Ok(())
 }

@@ -109,9 +109,14 @@ drop_to_el1:
         mov     x1, #3                          // CNTHCTL_EL2: EL1PCEN, EL1PCTEN
         msr     cnthctl_el2, x1
         msr     cntvoff_el2, xzr
+        mrs     x1, id_aa64dfr0_el1             // PMUVer: 0 and 0b1111 mean that there is no PMUv3
+        ubfx    x1, x1, #8, #4
+        add     x2, x1, #1
+        tst     x2, #0b1110
+        b.eq    7f
         mrs     x1, pmcr_el0                    // MDCR_EL2.HPMN = all counters to EL1, no traps
         ubfx    x1, x1, #11, #5
-        msr     mdcr_el2, x1
+7:      msr     mdcr_el2, x1
 
         // GICv3 system registers for EL1.
         mrs     x1, id_aa64pfr0_el1
@@ -268,6 +273,8 @@ enable_mmu:
         ic      iallu
         dsb     nsh
         isb
+        msr     cpacr_el1, xzr                  // no FP, no SIMD: the kernel has none
+        msr     mdscr_el1, xzr                  // no debug exceptions
         mov_q   x2, {sctlr}
         msr     sctlr_el1, x2
         isb

@@ -86,7 +86,6 @@ pub enum DtError {
 
 impl fmt::Display for DtError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("device tree: ")?;
         match self {
             Self::Truncated { have, need } => write!(f, "truncated: {have} of at least {need} bytes"),
             Self::Magic(word) => write!(f, "it begins with {word:#010x} instead of the magic number"),

@@ -160,5 +160,5 @@ fn a_blob_shorter_than_its_header_says_is_refused() {
     let have = VIRT_GIC2.len() - 1;
     let error = parse(&VIRT_GIC2[..have]).unwrap_err();
     assert_eq!(error, DtError::Truncated { have, need: have + 1 });
-    assert_eq!(error.to_string(), "device tree: truncated: 7947 of at least 7948 bytes");
+    assert_eq!(error.to_string(), "truncated: 7947 of at least 7948 bytes");
 }

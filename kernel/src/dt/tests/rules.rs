@@ -38,7 +38,7 @@ fn read<T>(tree: Tree, get: impl FnOnce(&Platform<'_>) -> T) -> Result<T, DtErro
     let read = parse(&blob).map(|platform| get(&platform));
     if let Err(error) = &read {
         let line = error.to_string();
-        assert!(line.starts_with("device tree: ") && !line.contains('\n'), "{line}");
+        assert!(!line.is_empty() && !line.contains('\n'), "{line}");
     }
     read
 }
