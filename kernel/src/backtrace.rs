@@ -47,7 +47,7 @@ pub(crate) fn print(pc: u64, mut fp: u64) {
     let stack = base..base + STACK_SIZE;
     print_line(0, pc);
     for level in 1..32 {
-        if fp % 16 != 0 || !stack.contains(&fp) || !stack.contains(&(fp + 8)) {
+        if !fp.is_multiple_of(16) || !stack.contains(&fp) || !stack.contains(&(fp + 8)) {
             return;
         }
         // SAFETY: both words are on this CPU's stack, which is mapped and aligned to 16 bytes.

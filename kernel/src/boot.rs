@@ -54,8 +54,7 @@ extern "C" fn pleat_primary(device_tree: u64, image: u64, entered_at: u64, start
     let mut memblock = MemBlock::new(&platform, vm::image().range(), dtb, GRANULE).or_fatal("memory");
     vm::map_memory(&mut memblock).or_fatal("memory");
     memory::init(&mut memblock)
-        .map_err(|bytes| format_size(bytes))
-        .or_fatal("memory: no room in one piece for the frame metadata of");
+        .or_fatal("memory");
     use_cpu_features();
 
     gic::init(&platform.gic, &platform.cpus).or_fatal("interrupt controller");
@@ -89,7 +88,7 @@ fn find_device_tree(x0: u64) -> (&'static [u8], PhysRange) {
     if x0 == 0 {
         no_tree("so the boot loader gave none");
     }
-    if x0 % 8 != 0 {
+    if !x0.is_multiple_of(8) {
         no_tree("which is not aligned to 8 bytes");
     }
     let Some(start) = PhysAddr::try_new(x0) else { no_tree("which is beyond 48 bits") };
@@ -151,16 +150,13 @@ fn start_cpus(platform: &Platform<'_>) {
     if platform.cpus_described > platform.cpus.len() {
         warn!("{} CPUs described, {} are used", platform.cpus_described, platform.cpus.len());
     }
-    smp::start(platform).map_err(|(cpu, error)| Failed(cpu.mpidr, error)).or_fatal("CPUs");
-    info!("{} CPUs run", cpu::count());
-}
-
-struct Failed(u64, smp::Error);
-
-impl Display for Failed {
-    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
-        write!(f, "CPU {:#x} can't be started: {}", self.0, self.1)
+    if let Ok(version) = psci::version() {
+        info!("PSCI {}.{}", version.major, version.minor);
     }
+    if let Err((cpu, error)) = smp::start(platform) {
+        fatal(format_args!("CPU {:#x} can't be started: {error}", cpu.mpidr));
+    }
+    info!("{} CPUs run", cpu::count());
 }
 
 /// What the boot cost: instructions, where the counter counts them (`-icount`), and memory.
@@ -172,14 +168,4 @@ fn report_memory(memblock: &MemBlock, start: u64) {
     println!("memory: {} KiB used before the first test", ram - free);
     // Under `-icount shift=0` an instruction takes 1 ns, so this counts them; else it is time.
     println!("boot: {} ns to the first test", timer::duration(timer::now() - start).as_nanos());
-}
-
-fn format_size(bytes: u64) -> impl Display {
-    struct Bytes(u64);
-    impl Display for Bytes {
-        fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
-            write!(f, "{} bytes", self.0)
-        }
-    }
-    Bytes(bytes)
 }

@@ -1,4 +1,14 @@
-//! (being written)
+//! What the kernel decides from bytes, before it touches the machine: the library half of the kernel, without
+//! unsafe code and without a heap, tested on the host.
+//!
+//! ```text
+//! device tree blob ──▶ dt::parse ──▶ platform::Platform ──┬─▶ bootargs::BootArgs
+//!                                                         ├─▶ memblock::MemBlock ──▶ linear map, frames
+//! Image, blob, initrd: where they are ────────────────────┘
+//!                                                         └─▶ console, interrupt controller, timer, CPUs
+//! ```
+//!
+//! The binary half (`main.rs` and the modules that it names) is built for `aarch64-unknown-none-softfloat` only.
 #![cfg_attr(target_os = "none", no_std)]
 #![forbid(unsafe_code)]
 

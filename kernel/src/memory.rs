@@ -3,6 +3,7 @@
 use arch::aarch64::hardware::linear;
 use arch::aarch64::zero::zero;
 use arch::{Pfn, PhysAddr};
+use core::fmt;
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use arrayvec::ArrayVec;
@@ -19,6 +20,18 @@ static FRAMES: Once<FrameMap<'static>> = Once::new();
 /// Frames allocated for good: stacks, and what else is never given back.
 static FOR_GOOD: AtomicU64 = AtomicU64::new(0);
 
+/// There is no free memory in one piece for the frames' records.
+#[derive(Debug)]
+pub(crate) struct NoRoomForFrames {
+    bytes: u64,
+}
+
+impl fmt::Display for NoRoomForFrames {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "no {:#x} bytes free in one piece for the records of all frames", self.bytes)
+    }
+}
+
 /// All RAM: every frame's record, and the allocator.
 ///
 /// # Panics
@@ -30,11 +43,11 @@ pub(crate) fn frames() -> &'static FrameMap<'static> {
 /// Makes the frame map of all RAM and hands its free memory to the allocator.
 ///
 /// # Errors
-/// The bytes of frame metadata for which there is no memory in one piece.
-pub(crate) fn init(memblock: &mut MemBlock) -> Result<(), u64> {
+/// [`NoRoomForFrames`]
+pub(crate) fn init(memblock: &mut MemBlock) -> Result<(), NoRoomForFrames> {
     let count = |range: PhysRange| (range.size() >> GRANULE.page_shift()) as usize;
     let bytes = memblock.ram().map(count).sum::<usize>() as u64 * size_of::<Frame>() as u64;
-    let records = memblock.alloc(bytes, PAGE, None).ok_or(bytes)?;
+    let records = memblock.alloc(bytes, PAGE, None).ok_or(NoRoomForFrames { bytes })?;
     // SAFETY: it was just allocated, from memory that is mapped.
     unsafe { clear(PhysRange { start: records, end: PhysAddr::new(records.get() + bytes) }) };
 

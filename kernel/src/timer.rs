@@ -183,21 +183,3 @@ pub(crate) fn duration(counts: u64) -> Duration {
     let nanos = counts % frequency * 1_000_000_000 / frequency;
     Duration::new(counts / frequency, nanos as u32)
 }
-
-/// The counts of the counter in `duration`, rounded up; `u64::MAX` where there are more.
-pub(crate) fn counts(duration: Duration) -> u64 {
-    let frequency = frequency();
-    // Below 2^30 times below 2^32.
-    let rest = (u64::from(duration.subsec_nanos()) * frequency).div_ceil(1_000_000_000);
-    duration.as_secs().saturating_mul(frequency).saturating_add(rest)
-}
-
-/// Spins for at least `us` microseconds.
-pub(crate) fn delay(us: u64) {
-    let counts = counts(Duration::from_micros(us));
-    let start = now();
-    // The counter does not wrap within decades (DDI 0487, D12.1.2), so the difference is the time.
-    while now().wrapping_sub(start) < counts {
-        core::hint::spin_loop();
-    }
-}

@@ -25,7 +25,7 @@ pub(crate) fn registers(_: &Context<'_>) -> TestResult {
         expect(TTBR0_EL1.get_baddr() != 0, "TTBR0 translates by frame 0")?;
         expect(MAIR_EL1.get() == arch::descriptor::MAIR, "MAIR_EL1 is not what descriptors mean")?;
         expect(TCR_EL1.read(TCR_EL1::T1SZ) == 16, "TTBR1 does not translate 48 bits")?;
-        expect(VBAR_EL1.get() % 0x800 == 0 && VBAR_EL1.get() != 0, "there are no vectors")?;
+        expect(VBAR_EL1.get().is_multiple_of(0x800) && VBAR_EL1.get() != 0, "there are no vectors")?;
         expect(!DAIF.is_set(DAIF::I), "interrupts are masked")
     }
     for index in 0..cpu::count() {

@@ -35,7 +35,7 @@ pub(crate) fn no_leaf_is_writable_and_executable(_: &Context<'_>) -> TestResult 
         let flags = leaf.pte.flags();
         let va = leaf.va;
         let writable = !flags.contains(PteFlags::RDONLY);
-        check!(!(writable && !flags.contains(PteFlags::PXN)), "{va} is writable and executable");
+        check!(!writable || flags.contains(PteFlags::PXN), "{va} is writable and executable");
         check!(flags.contains(PteFlags::UXN), "{va} is executable by EL0");
         check!(!flags.contains(PteFlags::USER), "{va} is accessible by EL0");
         check!(!flags.contains(PteFlags::NG), "{va} is not global");

@@ -125,19 +125,17 @@ impl Checker {
             Descriptor::Leaf(_) | Descriptor::Invalid | Descriptor::Reserved => {}
         }
         match new_is {
-            Descriptor::Invalid => {}
+            Descriptor::Invalid | Descriptor::Leaf(_) => {}
             Descriptor::Reserved => self.violations.push(Violation::Reserved(at, new)),
             Descriptor::Table(pa) => self.link(at, pa, new),
-            Descriptor::Leaf(_) => {
-                let va = self.va_of(at);
-                for stale in va.and_then(|va| self.stale.get(&va)).into_iter().flatten() {
-                    if stale.at == at && (stale.old ^ new) & !PERMISSIONS != 0 {
-                        self.violations.push(Violation::NotBroken(at, stale.old, new));
-                    }
-                }
-            }
         }
         if new & VALID != 0 {
+            // A block that becomes a table differs in bit 1.
+            for stale in self.va_of(at).and_then(|va| self.stale.get(&va)).into_iter().flatten() {
+                if stale.at == at && (stale.old ^ new) & !PERMISSIONS != 0 {
+                    self.violations.push(Violation::NotBroken(at, stale.old, new));
+                }
+            }
             self.unpublished_stores.push(at);
         }
         self.check_mixture(at, new);
@@ -153,7 +151,8 @@ impl Checker {
     }
 
     fn link(&mut self, at: Place, pa: u64, raw: u64) {
-        let Some(shadow) = self.tables.get_mut(&pa).filter(|s| s.frame.level() == at.table.level() + 1) else {
+        let Some(shadow) = self.tables.get_mut(&pa).filter(|s| s.frame.level() == at.table.level() + 1)
+        else {
             return self.violations.push(Violation::LeadsNowhere(at, raw));
         };
         if shadow.parent.replace(at).is_some() {
@@ -171,7 +170,8 @@ impl Checker {
             return;
         }
         let level = at.table.level();
-        let cont = |raw| matches!(decode(self.granule, level, raw), Descriptor::Leaf(_)) && raw & CONTIGUOUS != 0;
+        let cont =
+            |raw| matches!(decode(self.granule, level, raw), Descriptor::Leaf(_)) && raw & CONTIGUOUS != 0;
         let group = self.granule.cont_entries(level);
         let first = at.index - at.index % group;
         let slots = &self.tables[&at.table.pa().get()].slots[first..first + group];

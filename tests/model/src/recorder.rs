@@ -177,7 +177,7 @@ impl<G: GranuleType> Recorder<G> {
     fn collect(&self, table: u64, level: u8, base: u64, leaves: &mut Vec<Leaf>) {
         let slots = self.frame(table).expect("a table descriptor leads nowhere");
         for (slot, index) in slots[..reachable_slots(G::GRANULE, level)].iter().zip(0..) {
-            let (raw, va) = (slot.load(), base | index * leaf_size(G::GRANULE, level));
+            let (raw, va) = (slot.load(), base + index * leaf_size(G::GRANULE, level));
             match decode(G::GRANULE, level, raw) {
                 Descriptor::Invalid | Descriptor::Reserved => {}
                 Descriptor::Table(next) => self.collect(next, level + 1, va, leaves),
