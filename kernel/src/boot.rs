@@ -41,9 +41,7 @@ extern "C" fn pleat_primary(device_tree: u64, image: u64, entered_at: u64, start
     if let Some(conduit) = platform.psci {
         psci::init(conduit);
     }
-    if let Some(uart) = &platform.console {
-        open_console(uart);
-    }
+    open_console(platform.console.as_ref());
     let arguments = BootArgs::parse(platform.bootargs).or_fatal("bootargs");
     console::set_level(arguments.log_level);
     greet(&platform, entered_at);
@@ -53,8 +51,7 @@ extern "C" fn pleat_primary(device_tree: u64, image: u64, entered_at: u64, start
 
     let mut memblock = MemBlock::new(&platform, vm::image().range(), dtb, GRANULE).or_fatal("memory");
     vm::map_memory(&mut memblock).or_fatal("memory");
-    memory::init(&mut memblock)
-        .or_fatal("memory");
+    memory::init(&mut memblock).or_fatal("memory");
     use_cpu_features();
 
     gic::init(&platform.gic, &platform.cpus).or_fatal("interrupt controller");
@@ -123,8 +120,13 @@ fn expect_memory(va: VirtAddr, size: u64, what: &str) {
     }
 }
 
-fn open_console(uart: &Uart) {
-    console::init(uart).or_fatal("console");
+fn open_console(uart: Option<&Uart>) {
+    match uart {
+        Some(uart) => console::init(uart).or_fatal("console"),
+        None => console::emergency(format_args!(
+            "pleat: warning: the device tree describes no UART that there is a driver for; this is all you see\n"
+        )),
+    }
 }
 
 fn greet(platform: &Platform<'_>, entered_at: u64) {
