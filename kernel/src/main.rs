@@ -1,5 +1,12 @@
 //! The kernel's binary: what happens from the boot assembly's last instruction to the end of the machine.
 #![cfg_attr(target_os = "none", no_std, no_main)]
+#![cfg_attr(
+    not(feature = "selftest"),
+    expect(
+        dead_code,
+        reason = "the other CPUs are given functions by the self-tests only, until there are processes"
+    )
+)]
 
 #[cfg(not(target_os = "none"))]
 fn main() {
@@ -14,7 +21,7 @@ extern crate alloc;
 mod backtrace;
 #[cfg(target_os = "none")]
 mod boot;
-/// Modules of the bare machine; what is pure is in the library beside this binary.
+// The bare machine; what is pure is in the library beside this binary.
 #[cfg(target_os = "none")]
 mod console;
 #[cfg(target_os = "none")]

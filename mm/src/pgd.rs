@@ -98,11 +98,7 @@ impl Mapping {
             KernelProt::ReadWrite => PteFlags::PXN,
         };
         // Kernel mappings are global, never accessible to EL0, and never raise an access flag fault.
-        PteValue::leaf(
-            self.pa,
-            self.memory,
-            prot | PteFlags::AF | PteFlags::UXN | PteFlags::INNER_SHAREABLE,
-        )
+        PteValue::leaf(self.pa, self.memory, prot | PteFlags::AF | PteFlags::UXN | PteFlags::INNER_SHAREABLE)
     }
 
     /// The rest of the request that begins `offset` bytes on.
@@ -142,7 +138,7 @@ pub fn create_pgd_mapping<M: Mmu>(
     tables: &dyn TableAlloc,
 ) -> Result<(), MapError> {
     let page = M::GRANULE.page_size();
-    if !mapping.is_aligned(page) || mapping.size == 0 || mapping.size % page != 0 {
+    if !mapping.is_aligned(page) || mapping.size == 0 || !mapping.size.is_multiple_of(page) {
         return Err(MapError::Misaligned(*mapping));
     }
     // The last byte must have an address of 48 bits; one past it need not.
@@ -195,8 +191,7 @@ fn init_range<M: Mmu>(table: Table<'_, M>, mapping: &Mapping, pass: &mut Pass<'_
                 let child = match (entry, &*pass) {
                     (Entry::Table(frame), _) => frame,
                     (_, Pass::Prepare(tables)) => {
-                        let frame =
-                            tables.alloc_table(level + 1).ok_or(MapError::OutOfTables(rest.va))?;
+                        let frame = tables.alloc_table(level + 1).ok_or(MapError::OutOfTables(rest.va))?;
                         // The zeroes must be visible before the entry that leads to them.
                         table.mmu().publish();
                         table.set_table(index, frame);
@@ -204,11 +199,7 @@ fn init_range<M: Mmu>(table: Table<'_, M>, mapping: &Mapping, pass: &mut Pass<'_
                     }
                     _ => unreachable!("the first pass made every table"),
                 };
-                init_range(
-                    Table::new(table.mmu(), child),
-                    &Mapping { size: in_entry, ..rest },
-                    pass,
-                )?;
+                init_range(Table::new(table.mmu(), child), &Mapping { size: in_entry, ..rest }, pass)?;
                 in_entry
             }
         };
@@ -221,8 +212,8 @@ fn init_range<M: Mmu>(table: Table<'_, M>, mapping: &Mapping, pass: &mut Pass<'_
 fn keep_block(rest: &Mapping, in_entry: u64, size: u64, old: PteValue) -> u64 {
     let begin = rest.va.get() & (size - 1);
     let same_frame = old.pa().get() + begin == rest.pa.get();
-    let same_attributes = old.without(PteFlags::CONT).flags() == rest.pte().flags()
-        && old.memory() == Some(rest.memory);
+    let same_attributes =
+        old.without(PteFlags::CONT).flags() == rest.pte().flags() && old.memory() == Some(rest.memory);
     assert!(
         same_frame && same_attributes,
         "mapping {} at {}: a part of a live block of {size:#x} bytes ({old:?}) would change",

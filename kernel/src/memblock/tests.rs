@@ -108,10 +108,7 @@ fn too_little_ram_is_refused() {
     assert_eq!(total(map(MIN_FREE + taken).unwrap().free()), MIN_FREE);
     let error = map(MIN_FREE + taken - 4 * K).unwrap_err();
     assert_eq!(error, MemError::TooSmall { ram: MIN_FREE + taken - 4 * K, free: MIN_FREE - 4 * K });
-    assert_eq!(
-        error.to_string(),
-        "too small: 32764 KiB of 33292 KiB RAM are free, and 32768 KiB are needed"
-    );
+    assert_eq!(error.to_string(), "too small: 32764 KiB of 33292 KiB RAM are free, and 32768 KiB are needed");
     // Reserved memory is not free.
     let reserved = [(0x4100_0000, 0x4400_0000, false), (0x4500_0000, 0x8000_0000, true)];
     assert_eq!(
