@@ -50,6 +50,7 @@ extern "C" fn pleat_primary(device_tree: u64, image: u64, entered_at: u64, start
     }
 
     let mut memblock = MemBlock::new(&platform, vm::image().range(), dtb, GRANULE).or_fatal("memory");
+    let found = memblock::total(memblock.free());
     vm::map_memory(&mut memblock).or_fatal("memory");
     memory::init(&mut memblock).or_fatal("memory");
     use_cpu_features();
@@ -62,7 +63,7 @@ extern "C" fn pleat_primary(device_tree: u64, image: u64, entered_at: u64, start
     unsafe { arch::aarch64::daif::unmask() };
     start_cpus(&platform);
 
-    report_memory(&memblock, start);
+    report_cost(&memblock, found, start);
     run(&platform, &memblock, &arguments)
 }
 
@@ -92,7 +93,12 @@ fn find_device_tree(x0: u64) -> (&'static [u8], PhysRange) {
     if vm::image().range().holds(start) {
         no_tree("which is inside of the kernel");
     }
-    let map = |size| vm::map_device_tree(start, size).or_fatal("device tree");
+    let map = |size: u64| {
+        if start.checked_add(size).is_none() {
+            no_tree("so it would end beyond 48 bits");
+        }
+        vm::map_device_tree(start, size).or_fatal("device tree")
+    };
     // SAFETY: the pages are mapped read-only, and nobody writes to them; each byte was loaded once below.
     let bytes = |va: VirtAddr, size| unsafe { core::slice::from_raw_parts(va.get() as *const u8, size) };
 
@@ -101,8 +107,7 @@ fn find_device_tree(x0: u64) -> (&'static [u8], PhysRange) {
     let size = dt::total_size(bytes(va, dt::HEADER_SIZE)).or_fatal("device tree");
     map(size as u64);
     expect_memory(va, size as u64, "device tree");
-    let Some(end) = start.checked_add(size as u64) else { no_tree("so it ends beyond 48 bits") };
-    (bytes(va, size), PhysRange { start, end })
+    (bytes(va, size), PhysRange { start, end: PhysAddr::new(start.get() + size as u64) })
 }
 
 /// Ends the boot where an address that is mapped does not answer: loads a byte of each page.
@@ -161,13 +166,15 @@ fn start_cpus(platform: &Platform<'_>) {
     info!("{} CPUs run", cpu::count());
 }
 
-/// What the boot cost: instructions, where the counter counts them (`-icount`), and memory.
-fn report_memory(memblock: &MemBlock, start: u64) {
+/// What the boot cost: memory, of `found` bytes that were free when the memory map was made, and time since `start`.
+fn report_cost(memblock: &MemBlock, found: u64, start: u64) {
     let ram = memblock::total(memblock.ram()) / 1024;
-    let free = memory::frames().free_frames() * PAGE / 1024;
-    let described = memblock::total(memblock.mapped()) / 1024;
-    info!("memory: {ram} KiB in {} ranges, {described} KiB mapped, {free} KiB free", memblock.ram().count());
-    println!("memory: {} KiB used before the first test", ram - free);
+    let mapped = memblock::total(memblock.mapped()) / 1024;
+    let free = memory::frames().free_frames() * PAGE;
+    let ranges = memblock.ram().count();
+    info!("memory: {ram} KiB in {ranges} ranges, {mapped} KiB mapped, {} KiB free", free / 1024);
+    let used = vm::image().range().size() + found - free;
+    println!("memory: {} KiB used before the first test", used / 1024);
     // Under `-icount shift=0` an instruction takes 1 ns, so this counts them; else it is time.
     println!("boot: {} ns to the first test", timer::duration(timer::now() - start).as_nanos());
 }
