@@ -3,6 +3,7 @@
 use alloc::boxed::Box;
 use alloc::sync::Arc;
 use core::fmt;
+use core::sync::atomic::{AtomicBool, Ordering};
 
 use arch::aarch64::{boot, daif};
 use kernel::platform::{Cpu, EnableMethod, MAX_CPUS, Platform};
@@ -20,7 +21,10 @@ const WAKE_PRIORITY: u8 = 0x80;
 
 type Job = Box<dyn FnOnce() + Send>;
 
-/// One function for each CPU that waits.
+/// Whether a CPU was given a function that it has not returned from, and dropped, yet.
+static BUSY: [AtomicBool; MAX_CPUS] = [const { AtomicBool::new(false) }; MAX_CPUS];
+
+/// The function that a CPU was given.
 static MAILBOXES: [IrqMutex<Option<Job>>; MAX_CPUS] = [const { IrqMutex::new(None) }; MAX_CPUS];
 
 /// Why a CPU does not run. All of them end the boot: a CPU that comes up late would find the stacks that were
@@ -102,7 +106,9 @@ extern "C" fn pleat_secondary() -> ! {
         // SAFETY: no lock is held; vectors and interrupt controller are set up.
         unsafe { daif::unmask() };
         if let Some(job) = job {
+            // With its return the job is dropped: whoever waits for it may count on its memory being free.
             job();
+            BUSY[cpu::index()].store(false, Ordering::Release);
         }
     }
 }
@@ -110,49 +116,47 @@ extern "C" fn pleat_secondary() -> ! {
 /// The handler of [`WAKE`]: that it came is enough.
 fn wake(_: u32) {}
 
-/// A CPU that is given a function has not taken the one before it yet, or does not run.
+/// A CPU that is to be given a function still has one, or does not run, or is the one that asks.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Busy;
 
 /// The result of a function that another CPU runs.
-pub(crate) struct JoinHandle<T>(Arc<IrqMutex<Option<T>>>);
+pub(crate) struct JoinHandle<T> {
+    cpu: usize,
+    result: Arc<IrqMutex<Option<T>>>,
+}
 
 impl<T> JoinHandle<T> {
-    /// Waits for the function to return.
+    /// Waits for the function to return, and for what it held to be given back.
     pub(crate) fn join(self) -> T {
-        loop {
-            if let Some(value) = self.0.lock().take() {
-                return value;
-            }
+        while BUSY[self.cpu].load(Ordering::Acquire) {
             core::hint::spin_loop();
         }
+        self.result.lock().take().expect("a function that has returned left its result")
     }
 }
 
 /// Runs `f` on CPU `index`, which must be another one that waits for functions.
 ///
 /// # Errors
-/// [`Busy`] where that CPU does not run, is this one, or was given a function that it did not take yet.
+/// [`Busy`]
 pub(crate) fn spawn_on<T: Send + 'static>(
     index: usize,
     f: impl FnOnce() -> T + Send + 'static,
 ) -> Result<JoinHandle<T>, Busy> {
-    if index == 0 || index == cpu::index() || index >= cpu::count() {
+    if index == 0
+        || index == cpu::index()
+        || index >= cpu::count()
+        || BUSY[index].swap(true, Ordering::Acquire)
+    {
         return Err(Busy);
     }
     let result = Arc::new(IrqMutex::new(None));
     let theirs = result.clone();
-    let job: Job = Box::new(move || {
+    *MAILBOXES[index].lock() = Some(Box::new(move || {
         let value = f();
         *theirs.lock() = Some(value);
-    });
-    {
-        let mut mailbox = MAILBOXES[index].lock();
-        if mailbox.is_some() {
-            return Err(Busy);
-        }
-        *mailbox = Some(job);
-    }
+    }));
     gic::send_sgi(WAKE, index).expect("every CPU that runs can be sent an SGI");
-    Ok(JoinHandle(result))
+    Ok(JoinHandle { cpu: index, result })
 }
