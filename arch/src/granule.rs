@@ -47,9 +47,10 @@ impl Granule {
         1 << self.level_shift(level)
     }
 
-    /// The index of the entry at `level` that translates `va`.
+    /// The index of the entry at `level` that translates `va`, in tables for 48-bit addresses: the bits above are
+    /// not looked at, so a root table may use only its first entries.
     pub const fn index(self, va: u64, level: u8) -> usize {
-        (va >> self.level_shift(level)) as usize & (self.entries() - 1)
+        ((va & ((1 << 48) - 1)) >> self.level_shift(level)) as usize & (self.entries() - 1)
     }
 
     /// Whether an entry at `level` may be a leaf: a page, or a block of a size that exists without
@@ -112,5 +113,8 @@ mod tests {
     fn indices_take_their_own_bits() {
         let va = 0xffff_8000_4020_3000;
         assert_eq!([0, 1, 2, 3].map(|level| Granule::K4.index(va, level)), [256, 1, 1, 3]);
+        // Of the root's index, only what 48 bits leave: 1 bit, 6 bits.
+        assert_eq!(Granule::K16.index(u64::MAX, 0), 1);
+        assert_eq!(Granule::K64.index(u64::MAX, 1), 63);
     }
 }

@@ -151,7 +151,11 @@ pub fn create_pgd_mapping<M: Mmu>(
 
     let _guard = mm.lock.lock();
     let root = mm.root_table();
-    init_range(root, mapping, &mut Pass::Prepare(tables))?;
+    if let Err(error) = init_range(root, mapping, &mut Pass::Prepare(tables)) {
+        // The tables that were added stay, so their entries must not stay half visible.
+        mm.mmu().publish();
+        return Err(error);
+    }
     let mut permissions_changed = false;
     init_range(root, mapping, &mut Pass::Write { permissions_changed: &mut permissions_changed })?;
     mm.mmu().publish();

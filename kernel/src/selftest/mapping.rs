@@ -2,13 +2,19 @@
 
 use alloc::format;
 use alloc::string::String;
+use alloc::vec::Vec;
+use core::cell::RefCell;
 use core::ops::ControlFlow;
 
-use arch::aarch64::hardware::linear;
-use arch::{MemoryType, PteFlags, VirtAddr};
-use mm::{KernelProt, Leaf, Mapping};
+use arch::aarch64::hardware::{Hardware, LinearMap, linear};
+use arch::{MemoryType, PhysAddr, PteFlags, TableFrame, VirtAddr};
+use kernel::platform::PhysRange;
+use mm::frame::Folio;
+use mm::{KernelProt, Leaf, Mapping, Mm, TableAlloc};
+use scenarios::mapping::Machine;
 
 use super::harness::{Context, TestResult, Unmet, check};
+use crate::console::println;
 use crate::vm::{GRANULE, PAGE};
 use crate::{cpu, image, memory, smp, vm};
 
@@ -57,7 +63,7 @@ pub(crate) fn linear_map_is_all_of_memory(context: &Context<'_>) -> TestResult {
         let mut pa = range.start.get();
         while pa < end {
             let near = pa - range.start.get() < (4 << 20) || end - pa <= (4 << 20);
-            let at = arch::PhysAddr::new(pa);
+            let at = PhysAddr::new(pa);
             let leaf = vm::init_mm().leaf(linear(at));
             if constant.holds(at) {
                 check!(leaf.is_none(), "{at} is a constant of the Image, and in the linear map");
@@ -112,7 +118,7 @@ pub(crate) fn uses_blocks_and_contiguous_groups(context: &Context<'_>) -> TestRe
             let mut pa = range.start.get().next_multiple_of(unit);
             while pa + unit <= range.end.get() {
                 let split = constant.start.get() < pa + unit && pa < constant.end.get();
-                let at = linear(arch::PhysAddr::new(pa));
+                let at = linear(PhysAddr::new(pa));
                 let leaf = vm::init_mm().leaf(at);
                 let found = leaf.map(|leaf| leaf.level);
                 check!(split || found.is_some_and(|found| found <= level), "{at}: a leaf at level {found:?}");
@@ -173,6 +179,46 @@ pub(crate) fn two_cpus_in_the_page_tables(_: &Context<'_>) -> TestResult {
         // SAFETY: all pages of the window so far were mapped above.
         let found = unsafe { (va as *const u64).read_volatile() };
         check!(found == va, "{va:#x} holds {found:#x}");
+    }
+    Ok(())
+}
+
+/// The scenarios' machine: address spaces that are never loaded, whose tables are given back at the end.
+struct Scratch(RefCell<Vec<Folio<'static>>>);
+
+impl TableAlloc for Scratch {
+    fn alloc_table(&self, level: u8) -> Option<TableFrame> {
+        let folio = memory::frames().alloc(0).ok()?;
+        let pa = folio.head().addr(GRANULE);
+        // SAFETY: the page was just allocated, and is in the linear map.
+        unsafe { memory::clear(PhysRange { start: pa, end: PhysAddr::new(pa.get() + PAGE) }) };
+        self.0.borrow_mut().push(folio);
+        // SAFETY: a zeroed page of its own, in the linear map, kept until every address space of it is gone.
+        Some(unsafe { TableFrame::new(pa, level) })
+    }
+}
+
+impl Machine for Scratch {
+    type M = Hardware<LinearMap>;
+
+    fn new_mm(&self) -> Mm<Self::M> {
+        let root = self.alloc_table(0).expect("there is memory for a root table");
+        // SAFETY: its tables are pages of the allocator, which are in the linear map.
+        Mm::new_kernel(Hardware(unsafe { LinearMap::new() }), root)
+    }
+
+    fn tables(&self) -> &dyn TableAlloc {
+        self
+    }
+
+    /// What is owed can't be seen on a real machine.
+    fn operation_ended(&self) {}
+}
+
+pub(crate) fn scenarios(_: &Context<'_>) -> TestResult {
+    for (name, scenario) in scenarios::mapping::scenarios::<Scratch>() {
+        println!("# scenario {name}");
+        scenario(&Scratch(RefCell::new(Vec::new())));
     }
     Ok(())
 }

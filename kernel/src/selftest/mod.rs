@@ -27,6 +27,7 @@ const TESTS: &[Test] = &[
     Test::new("mapping.linear_map_is_all_of_memory", mapping::linear_map_is_all_of_memory),
     Test::new("mapping.nothing_but_what_is_needed", mapping::nothing_but_what_is_needed),
     Test::new("mapping.uses_blocks_and_contiguous_groups", mapping::uses_blocks_and_contiguous_groups),
+    Test::new("mapping.scenarios", mapping::scenarios),
     Test::new("frames.check", machine::frames_check),
     Test::new("frames.scenarios", machine::frames_scenarios),
     Test::new("frames.poison", machine::poison),
