@@ -5,7 +5,7 @@ use alloc::sync::Arc;
 use core::fmt;
 use core::sync::atomic::{AtomicBool, Ordering};
 
-use arch::aarch64::{boot, daif};
+use arch::aarch64::{barrier, boot, daif};
 use kernel::platform::{Cpu, EnableMethod, MAX_CPUS, Platform};
 use mm::MapError;
 
@@ -70,6 +70,8 @@ fn start_one(cpu: Cpu) -> Result<(), Error> {
     let index = cpu::count();
     let area = vm::map_stacks(index).map_err(Error::Stacks)?;
     cpu::prepare(index, area);
+    // What the CPU will read to find its stack must not wait in this CPU's store buffer.
+    barrier::dsb_ish();
     let entry = vm::image().physical(boot::image::secondary_entry());
     match cpu.enable {
         EnableMethod::Psci => {
