@@ -8,7 +8,7 @@ use arch::{PhysAddr, VirtAddr};
 use kernel::bootargs::BootArgs;
 use kernel::dt;
 use kernel::memblock::{self, MemBlock};
-use kernel::platform::{PhysRange, Platform, Uart};
+use kernel::platform::{Gic, PhysRange, Platform, Uart};
 use log::{info, warn};
 
 use crate::console::println;
@@ -50,6 +50,7 @@ extern "C" fn pleat_primary(device_tree: u64, image: u64, entered_at: u64, start
     }
 
     let mut memblock = MemBlock::new(&platform, vm::image().range(), dtb, GRANULE).or_fatal("memory");
+    expect_apart(&platform, &memblock);
     let found = memblock::total(memblock.free());
     vm::map_memory(&mut memblock).or_fatal("memory");
     memory::init(&mut memblock).or_fatal("memory");
@@ -153,7 +154,24 @@ fn use_cpu_features() {
     }
 }
 
+/// Ends the boot where what is described as RAM is described as a device too.
+fn expect_apart(platform: &Platform<'_>, memblock: &MemBlock) {
+    let (distributor, others) = match &platform.gic {
+        Gic::V2 { distributor, cpu_interface } => (distributor, core::slice::from_ref(cpu_interface)),
+        Gic::V3 { distributor, redistributors } => (distributor, redistributors.as_slice()),
+    };
+    let uart = platform.console.map(|uart| uart.registers);
+    for device in others.iter().copied().chain([*distributor]).chain(uart) {
+        if let Some(ram) = memblock.ram().find(|ram| ram.overlaps(&device)) {
+            fatal(format_args!("memory: RAM {ram} overlaps the registers of a device, {device}"));
+        }
+    }
+}
+
 fn start_cpus(platform: &Platform<'_>) {
+    if !platform.cpus.iter().any(|cpu| cpu.mpidr == cpu::mpidr()) {
+        fatal(format_args!("device tree: the CPU that boots, {:#x}, is not among those described", cpu::mpidr()));
+    }
     if platform.cpus_described > platform.cpus.len() {
         warn!("{} CPUs described, {} are used", platform.cpus_described, platform.cpus.len());
     }

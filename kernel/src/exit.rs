@@ -4,7 +4,7 @@ use core::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
 
 use arch::aarch64::{daif, semihosting};
 
-use crate::{console, cpu, psci};
+use crate::{console, cpu, panic, psci};
 
 /// No CPU has called [`exit`] yet.
 const NOBODY: usize = usize::MAX;
@@ -20,6 +20,10 @@ static STEP: AtomicU8 = AtomicU8::new(0);
 /// stop where they are.
 pub(crate) fn exit(code: u8) -> ! {
     let _ = daif::save_and_mask();
+    if code == 0 && panic::is_reporting() {
+        // The CPU that reports ends the machine, with its own code.
+        stop();
+    }
     let me = cpu::index();
     match ENDING.compare_exchange(NOBODY, me, Ordering::AcqRel, Ordering::Acquire) {
         Ok(_) => {}

@@ -30,6 +30,11 @@ fn begin() {
     }
 }
 
+/// Whether a CPU reports, so that the run can't end well any more.
+pub(crate) fn is_reporting() -> bool {
+    REPORTING.load(Ordering::Acquire) != 0
+}
+
 fn end() -> ! {
     #[cfg(feature = "selftest")]
     crate::selftest::harness::abort();

@@ -220,6 +220,8 @@ pub(crate) enum Error {
     BeyondLinearMap(PhysRange),
     /// The device tree promises RAM at this address, and a load from there faults.
     NotThere(PhysAddr, Esr),
+    /// The device tree promises RAM at this address, and what is written there is not kept.
+    ReadOnly(PhysAddr),
 }
 
 impl fmt::Display for Error {
@@ -234,6 +236,9 @@ impl fmt::Display for Error {
             }
             Self::NotThere(pa, esr) => {
                 write!(f, "the device tree promises RAM at {pa}, and there is none: {esr}")
+            }
+            Self::ReadOnly(pa) => {
+                write!(f, "the device tree promises RAM at {pa}, and what is written there is lost")
             }
         }
     }
@@ -284,16 +289,29 @@ pub(crate) fn map_memory(memblock: &mut MemBlock) -> Result<(), Error> {
     Ok(())
 }
 
-/// A device tree may promise memory that is not there: reads the first and last page of all that is free in a
+/// A device tree may promise memory that is not there: reads and writes the first and last page of all that is free in a
 /// range, which is mapped.
 fn expect_ram(memblock: &MemBlock, range: PhysRange) -> Result<(), Error> {
     for free in memblock.free().filter_map(|free| free.intersection(&range)) {
         for page in [free.start, PhysAddr::new(free.end.get() - PAGE)] {
-            // SAFETY: reading memory has no effect; where there is none, the load faults.
-            unsafe { probe::load(linear(page)) }.map_err(|fault| Error::NotThere(page, fault.esr))?;
+            let kept = load_or_fault(page)?;
+            for pattern in [0x5a, 0xa5] {
+                // SAFETY: the page is free memory, or none.
+                unsafe { probe::store(linear(page), pattern) }.map_err(|fault| Error::NotThere(page, fault.esr))?;
+                if load_or_fault(page)? != pattern {
+                    return Err(Error::ReadOnly(page));
+                }
+            }
+            // SAFETY: as above.
+            unsafe { probe::store(linear(page), kept) }.map_err(|fault| Error::NotThere(page, fault.esr))?;
         }
     }
     Ok(())
+}
+
+fn load_or_fault(pa: PhysAddr) -> Result<u8, Error> {
+    // SAFETY: reading memory has no effect; where there is none, the load faults.
+    unsafe { probe::load(linear(pa)) }.map_err(|fault| Error::NotThere(pa, fault.esr))
 }
 
 /// Maps a range in the linear map but for the part that is the Image's text and constants: the linear map

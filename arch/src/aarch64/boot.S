@@ -52,7 +52,11 @@ primary_start:
         mov     x22, x0
         mrs     x19, cntvct_el0                 // so that the boot can say what it cost
 
-        // .bss, and that no stale line of it is in a cache when the caches are switched on.
+        // .bss. The boot loader need not have cleaned it: a dirty line of it in a cache must not be written back over
+        // the zeroes, and a stale one not be there when the caches are switched on. So it is invalidated twice.
+        adr_l   x0, _bss_start
+        adr_l   x1, _bss_end
+        bl      invalidate_dcache
         adr_l   x0, _bss_start
         adr_l   x1, _bss_end
 1:      stp     xzr, xzr, [x0], #16
@@ -94,7 +98,10 @@ drop_to_el1:
         isb
         ret
 
-2:      // Stage 2 off, EL1 is AArch64, nothing of it traps (DDI 0487, D24.2: most fields reset to UNKNOWN).
+2:      // Stage 2 off, EL1 is AArch64, nothing that the kernel does traps (DDI 0487, D24.2: most fields reset to UNKNOWN).
+        // What comes to EL2 all the same, such as an HVC, is answered there.
+        adr_l   x1, el2_vectors
+        msr     vbar_el2, x1
         mov     x1, #(1 << 31)                  // HCR_EL2.RW
         msr     hcr_el2, x1
         isb
@@ -104,7 +111,7 @@ drop_to_el1:
         msr     vmpidr_el2, x1
         msr     vttbr_el2, xzr
         msr     hstr_el2, xzr
-        mov     x1, #0x33ff                     // CPTR_EL2: RES1 bits, no traps
+        mov     x1, #0x33ff                     // CPTR_EL2: RES1 bits; of SVE and SME, which the kernel has not, the traps
         msr     cptr_el2, x1
         mov     x1, #3                          // CNTHCTL_EL2: EL1PCEN, EL1PCTEN
         msr     cnthctl_el2, x1
@@ -113,6 +120,7 @@ drop_to_el1:
         ubfx    x1, x1, #8, #4
         add     x2, x1, #1
         tst     x2, #0b1110
+        mov     x1, xzr
         b.eq    7f
         mrs     x1, pmcr_el0                    // MDCR_EL2.HPMN = all counters to EL1, no traps
         ubfx    x1, x1, #11, #5
@@ -127,6 +135,8 @@ drop_to_el1:
         orr     x1, x1, #8                      // Enable
         msr     S3_4_C12_C9_5, x1
         isb
+        mrs     x1, S3_4_C12_C9_5               // Where it does not stick, firmware uses the GIC as a GICv2,
+        tbz     x1, #0, 4f                      // and the system registers are UNDEFINED
         msr     S3_4_C12_C11_0, xzr             // ICH_HCR_EL2
 4:
         // Fine-grained traps (FEAT_FGT) and the extended configuration (FEAT_HCX).
@@ -328,6 +338,7 @@ set_up_cpu:
         tlbi    vmalle1
         dsb     nsh
         isb
+        msr     daifclr, #4                     // SError: what is lost is said
         mov     x29, xzr
         ret
 
@@ -359,6 +370,32 @@ replace_ttbr1_low:
         isb
         ret
 
+// EL2 after it was left: HVC gets NOT_SUPPORTED, as from firmware that has no such call; anything else ends the machine.
+.section .text.el2_vectors, "ax"
+.balign 0x800
+el2_vectors:
+        .rept   8
+        .balign 0x80
+        b       el2_unexpected
+        .endr
+        .balign 0x80
+        mrs     x0, esr_el2                     // x0 is the caller's to lose
+        lsr     x0, x0, #26
+        cmp     x0, #0x16                       // HVC from AArch64
+        b.ne    el2_unexpected
+        mov     x0, #-1
+        eret
+        .rept   7
+        .balign 0x80
+        b       el2_unexpected
+        .endr
+el2_unexpected:
+        adr_l   x1, el2_message
+        b       early_fatal
+
+.section .head.text, "ax"
+el2_message:
+        .asciz  "pleat: fatal: an exception was taken to EL2 after the kernel had left it\n"
 el3_message:
         .asciz  "pleat: fatal: started at EL3; the boot protocol asks for EL2 or EL1\n"
 granule_message:

@@ -82,7 +82,9 @@ pub(crate) fn main(context: &Context<'_>, arguments: &BootArgs<'_>, tests: &[Tes
             };
             let selected: Vec<_> = tests.iter().filter(wanted).collect();
             if selected.is_empty() {
-                panic::fatal(format_args!("selftest={pattern}: no test has such a name"));
+                let hidden = tests.iter().any(|test| glob::matches(pattern, test.name));
+                let why = if hidden { "such tests run only by their full name" } else { "no test has such a name" };
+                panic::fatal(format_args!("selftest={pattern}: {why}"));
             }
             selected
         }
@@ -93,6 +95,10 @@ pub(crate) fn main(context: &Context<'_>, arguments: &BootArgs<'_>, tests: &[Tes
     println!("1..{}", selected.len());
     for (i, test) in selected.into_iter().enumerate() {
         run(context, i + 1, test);
+    }
+    if panic::is_reporting() {
+        // Another CPU is about to say that the run has failed.
+        exit::stop();
     }
     summary();
     exit::exit(if FAILED.load(Ordering::Relaxed) == 0 { 0 } else { 1 })
