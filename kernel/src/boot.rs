@@ -170,7 +170,10 @@ fn expect_apart(platform: &Platform<'_>, memblock: &MemBlock) {
 
 fn start_cpus(platform: &Platform<'_>) {
     if !platform.cpus.iter().any(|cpu| cpu.mpidr == cpu::mpidr()) {
-        fatal(format_args!("device tree: the CPU that boots, {:#x}, is not among those described", cpu::mpidr()));
+        fatal(format_args!(
+            "device tree: the CPU that boots, {:#x}, is not among those described",
+            cpu::mpidr()
+        ));
     }
     if platform.cpus_described > platform.cpus.len() {
         warn!("{} CPUs described, {} are used", platform.cpus_described, platform.cpus.len());

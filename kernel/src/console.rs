@@ -14,7 +14,8 @@ use core::hint::spin_loop;
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicBool, AtomicPtr, Ordering};
 
-use arch::aarch64::{daif, semihosting};
+use arch::VirtAddr;
+use arch::aarch64::{daif, probe, semihosting};
 use arm_pl011_uart::{Interrupts, PL011Registers, Uart, UniqueMmioPointer};
 use kernel::platform::{self, PhysRange, UartKind};
 use log::{Level, LevelFilter, Log, Metadata, Record};
@@ -58,6 +59,8 @@ pub(crate) enum Error {
         /// The designer, 0x41 for Arm.
         designer: u8,
     },
+    /// Nothing answers there.
+    NotThere(PhysRange),
     /// There is a console already.
     AlreadyInitialised,
 }
@@ -69,6 +72,9 @@ impl fmt::Display for Error {
             Self::Map(error) => write!(f, "its registers can't be mapped: {error}"),
             Self::NotPl011 { part, designer } => {
                 write!(f, "not a PL011: part {part:#x}, designer {designer:#x}")
+            }
+            Self::NotThere(range) => {
+                write!(f, "the device tree promises registers at {range}, and there are none")
             }
             Self::AlreadyInitialised => f.write_str("there is a console already"),
         }
@@ -87,6 +93,8 @@ struct LineControl {
     cr: ReadPureWrite<u32>,
 }
 
+/// Offset of UARTPeriphID0.
+const PERIPHID0: u64 = 0xfe0;
 /// UARTLCR_H: eight bits, FIFOs on; no parity and one stop bit are zeros.
 const LCR_H_8N1_FIFO: u32 = 0b11 << 5 | 1 << 4;
 /// UARTCR: the UART is on.
@@ -146,6 +154,10 @@ pub(crate) fn init(uart: &platform::Uart) -> Result<(), Error> {
         return Err(Error::AlreadyInitialised);
     }
     let base: NonNull<PL011Registers> = vm::map_device(PhysRange { start, end }).map_err(Error::Map)?.cast();
+    // SAFETY: reading an identification register has no effect.
+    if unsafe { probe::load_word(VirtAddr::new(base.as_ptr() as u64 + PERIPHID0)) }.is_err() {
+        return Err(Error::NotThere(uart.registers));
+    }
     // SAFETY: the registers are mapped as device memory, for ever, and aligned. `console` is locked
     // and empty, so that nothing else drives them.
     let mut registers = unsafe { UniqueMmioPointer::new(base) };

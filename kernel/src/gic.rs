@@ -10,7 +10,8 @@
 use core::fmt;
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
-use arch::aarch64::barrier;
+use arch::VirtAddr;
+use arch::aarch64::{barrier, probe};
 use arm_gic::IntId;
 use arm_gic::gicv3::GicError;
 use kernel::platform::{self, Cpu, MAX_CPUS, PhysRange};
@@ -53,6 +54,8 @@ pub(crate) enum Error {
     Misplaced(PhysRange),
     /// A register frame could not be mapped.
     Map(MapError),
+    /// Nothing answers there.
+    NotThere(PhysRange),
     /// The identification registers name another architecture version (ArchRev as read).
     NotThisVersion {
         /// The version that the device tree describes.
@@ -89,6 +92,9 @@ impl fmt::Display for Error {
         match self {
             Self::Misplaced(range) => write!(f, "no GIC register frame: {} to {}", range.start, range.end),
             Self::Map(error) => write!(f, "GIC registers can't be mapped: {error}"),
+            Self::NotThere(range) => {
+                write!(f, "the device tree promises registers at {range}, and there are none")
+            }
             Self::NotThisVersion { expected, found } => {
                 write!(f, "the device tree describes a GICv{expected}, the registers tell version {found}")
             }
@@ -273,5 +279,10 @@ fn map<T>(range: PhysRange) -> Result<core::ptr::NonNull<T>, Error> {
     if bytes < size_of::<T>() as u64 || !range.start.is_aligned(0x1000) {
         return Err(Error::Misplaced(range));
     }
-    Ok(vm::map_device(range).map_err(Error::Map)?.cast())
+    let registers = vm::map_device(range).map_err(Error::Map)?;
+    // SAFETY: the first register of every frame is a control register, which may be read.
+    match unsafe { probe::load_word(VirtAddr::new(registers.as_ptr() as u64)) } {
+        Ok(_) => Ok(registers.cast()),
+        Err(_) => Err(Error::NotThere(range)),
+    }
 }

@@ -61,6 +61,9 @@ unsafe impl Sync for Pool {}
 static POOL: Pool = Pool(UnsafeCell::new([[0; 512]; POOL_PAGES]));
 static POOL_USED: AtomicUsize = AtomicUsize::new(0);
 
+/// Where the next device is mapped.
+static NEXT_DEVICE: Mutex<u64> = Mutex::new(DEVICE_WINDOW.start);
+
 /// Memory for tables between the linear map's first range and the allocator: zeroed, in the linear map.
 static CHUNK: Mutex<Option<PhysRange>> = Mutex::new(None);
 
@@ -183,9 +186,8 @@ pub(crate) fn map_device_tree(pa: PhysAddr, size: u64) -> Result<VirtAddr, MapEr
 /// # Errors
 /// As [`create_pgd_mapping`]; also where the window is full.
 pub(crate) fn map_device(range: PhysRange) -> Result<NonNull<u8>, MapError> {
-    static NEXT: Mutex<u64> = Mutex::new(DEVICE_WINDOW.start);
     let pages = to_pages(range.start, range.size());
-    let mut next = NEXT.lock();
+    let mut next = NEXT_DEVICE.lock();
     let mapping = Mapping {
         va: VirtAddr::new(*next),
         pa: pages.start,
@@ -297,7 +299,8 @@ fn expect_ram(memblock: &MemBlock, range: PhysRange) -> Result<(), Error> {
             let kept = load_or_fault(page)?;
             for pattern in [0x5a, 0xa5] {
                 // SAFETY: the page is free memory, or none.
-                unsafe { probe::store(linear(page), pattern) }.map_err(|fault| Error::NotThere(page, fault.esr))?;
+                unsafe { probe::store(linear(page), pattern) }
+                    .map_err(|fault| Error::NotThere(page, fault.esr))?;
                 if load_or_fault(page)? != pattern {
                     return Err(Error::ReadOnly(page));
                 }
@@ -331,12 +334,17 @@ pub(crate) fn take_unused_tables() -> Option<PhysRange> {
     CHUNK.lock().take().filter(|range| range.start < range.end)
 }
 
+/// Where the stacks of a CPU but the first are.
+fn stack_area(index: usize) -> u64 {
+    STACK_WINDOW + index as u64 * StackArea::SIZE.next_multiple_of(64 << 10)
+}
+
 /// Maps stacks for CPU `index` and returns where the [`StackArea`] is. For good.
 ///
 /// # Errors
 /// Where there is no memory.
 pub(crate) fn map_stacks(index: usize) -> Result<VirtAddr, MapError> {
-    let area = STACK_WINDOW + index as u64 * StackArea::SIZE.next_multiple_of(64 << 10);
+    let area = stack_area(index);
     for (offset, size) in [
         (StackArea::OVERFLOW, cpu::OVERFLOW_STACK_SIZE),
         (StackArea::STACK, StackArea::SIZE - StackArea::STACK),
@@ -370,3 +378,44 @@ pub(crate) fn map_scratch(mapping: &Mapping) -> Result<(), MapError> {
     assert!(mapping.va.get() >= SCRATCH_WINDOW, "{} is not a self-test's", mapping.va);
     map(mapping)
 }
+
+/// Where each window is used so far, for the self-test that looks for what is mapped elsewhere.
+#[cfg(feature = "selftest")]
+mod windows {
+    use super::*;
+
+    fn within(start: u64, end: u64, window: Range<u64>) -> bool {
+        window.start <= start && end <= window.end
+    }
+
+    pub(crate) fn in_image(start: u64, end: u64) -> bool {
+        within(start, end, image::start().get()..image::end().get())
+    }
+
+    pub(crate) fn in_device_tree(start: u64, end: u64) -> bool {
+        let bytes = (kernel::dt::MAX_SIZE as u64 + CONGRUENCE).next_multiple_of(PAGE);
+        within(start, end, FDT_WINDOW..FDT_WINDOW + bytes)
+    }
+
+    pub(crate) fn in_devices(start: u64, end: u64) -> bool {
+        within(start, end, DEVICE_WINDOW.start..*NEXT_DEVICE.lock())
+    }
+
+    pub(crate) fn in_stacks(start: u64, end: u64) -> bool {
+        (1..cpu::count()).any(|index| {
+            let area = stack_area(index);
+            within(start, end, area + StackArea::OVERFLOW..area + StackArea::GUARD)
+                || within(start, end, area + StackArea::STACK..area + StackArea::SIZE)
+        })
+    }
+
+    pub(crate) fn in_heap(start: u64, end: u64) -> bool {
+        within(start, end, HEAP_WINDOW.start..HEAP_WINDOW.start + crate::heap::frames() * PAGE)
+    }
+
+    pub(crate) fn in_scratch(start: u64, end: u64) -> bool {
+        within(start, end, SCRATCH_WINDOW..SCRATCH_WINDOW + 128 * PAGE)
+    }
+}
+#[cfg(feature = "selftest")]
+pub(crate) use windows::{in_device_tree, in_devices, in_heap, in_image, in_scratch, in_stacks};

@@ -1,6 +1,6 @@
 //! An address space: its root table, and the lock of the code that changes it.
 
-use arch::{Granule, Mmu, Table, TableFrame, VirtAddr};
+use arch::{Granule, Mmu, PhysAddr, Table, TableFrame, VirtAddr};
 
 /// Bits of a virtual address that one TTBR translates.
 pub const VA_BITS: u32 = 48;
@@ -27,9 +27,21 @@ impl<M: Mmu> Mm<M> {
         Self { mmu, root, lock: spin::Mutex::new(()) }
     }
 
-    /// The root table, for TTBR1_EL1. Loading it is unsafe, and elsewhere.
-    pub const fn root(&self) -> TableFrame {
-        self.root
+    /// Where the root table is, for TTBR1_EL1. Loading it is unsafe, and elsewhere. The table itself is reached by this
+    /// crate only:
+    ///
+    /// ```compile_fail
+    /// fn change<M: arch::Mmu>(mm: &pleat_mm::Mm<M>) {
+    ///     arch::Table::new(mm.mmu(), mm.root()).set_leaf(0, arch::PteValue::NONE);
+    /// }
+    /// ```
+    /// ```
+    /// fn root<M: arch::Mmu>(mm: &pleat_mm::Mm<M>) -> arch::PhysAddr {
+    ///     mm.root()
+    /// }
+    /// ```
+    pub const fn root(&self) -> PhysAddr {
+        self.root.pa()
     }
 
     /// The machine that it is translated by.

@@ -30,12 +30,14 @@ type Page = (u64, KernelProt, MemoryType);
 struct World<'a, G: GranuleType> {
     recorder: &'a Recorder<G>,
     mm: Mm<&'a Recorder<G>>,
+    root: TableFrame,
     pages: BTreeMap<u64, Page>,
 }
 
 impl<'a, G: GranuleType> World<'a, G> {
     fn new(recorder: &'a Recorder<G>) -> Self {
-        Self { recorder, mm: Mm::new_kernel(recorder, recorder.new_root()), pages: BTreeMap::new() }
+        let root = recorder.new_root();
+        Self { recorder, mm: Mm::new_kernel(recorder, root), root, pages: BTreeMap::new() }
     }
 
     /// Every leaf as the mm tells it: base, level, descriptor.
@@ -96,7 +98,7 @@ impl<'a, G: GranuleType> World<'a, G> {
     fn check(&self) {
         let granule = G::GRANULE;
         let mut found = BTreeMap::new();
-        for leaf in self.recorder.leaves(self.mm.root()) {
+        for leaf in self.recorder.leaves(self.root) {
             let flags = PteFlags::from_bits_truncate(leaf.raw);
             let prot = match (flags.contains(PteFlags::RDONLY), flags.contains(PteFlags::PXN)) {
                 (true, false) => KernelProt::ReadExecute,
@@ -111,7 +113,7 @@ impl<'a, G: GranuleType> World<'a, G> {
         }
         assert_eq!(found, self.pages);
         // The walk under test and the recorder's own agree.
-        let own = self.recorder.leaves(self.mm.root());
+        let own = self.recorder.leaves(self.root);
         let own: Vec<_> = own.iter().map(|leaf| (leaf.va.get(), leaf.level, leaf.raw | 0b10)).collect();
         assert_eq!(self.leaves(), own);
     }

@@ -32,7 +32,7 @@ symbol_at() {
 verdict() {
     local elf=$1 limit=$2 list=$3
     local line text frame offset console pid status started=$SECONDS deadline=$((SECONDS + $2))
-    local running='' not_ok=0 failed=0 timed_out='' partial=''
+    local running='' last_words='' not_ok=0 failed=0 timed_out='' partial=''
     local -a summaries=()
 
     exec {console}< <(exec "${QEMU_COMMAND[@]}" </dev/null 2>&1)
@@ -67,6 +67,7 @@ verdict() {
         case $text in
         '# running '*) running=${text#'# running '} ;;
         'not ok '*) not_ok=$((not_ok + 1)) ;;
+        'pleat: panic: '* | 'pleat: fatal: '*) last_words=${last_words:-${text#pleat: }} ;;
         esac
         [[ $text =~ ^[0-9]+\ passed,\ [0-9]+\ failed$ ]] && summaries+=("$text")
     done
@@ -98,6 +99,8 @@ verdict() {
         say "FAILED: $text (exit status $status)"
     elif ((status)); then
         say "FAILED: exit status $status, though the summary says $text"
+    elif [[ -n $last_words ]]; then
+        say "FAILED: the summary says $text, but the kernel also said: $last_words"
     elif ((not_ok)); then
         say "FAILED: the summary says $text, but $not_ok tests were reported as 'not ok'"
     elif ((list)); then

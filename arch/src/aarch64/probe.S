@@ -17,6 +17,13 @@ probe_load:
         ret
         extable 1b, probe_fault
 
+.global probe_load_word
+probe_load_word:
+5:      ldr     w1, [x0]
+        mov     x0, xzr
+        ret
+        extable 5b, probe_fault
+
 .global probe_store
 probe_store:
 2:      strb    w1, [x0]

@@ -25,6 +25,7 @@ struct Outcome {
 
 unsafe extern "C" {
     fn probe_load(va: u64) -> Outcome;
+    fn probe_load_word(va: u64) -> Outcome;
     fn probe_store(va: u64, value: u8) -> Outcome;
     fn probe_call(va: u64) -> Outcome;
 }
@@ -43,6 +44,15 @@ fn result(outcome: Outcome) -> Result<u64, Fault> {
 pub unsafe fn load(va: VirtAddr) -> Result<u8, Fault> {
     // SAFETY: a fault is fixed up; the caller vouches for the rest.
     result(unsafe { probe_load(va.get()) }).map(|value| value as u8)
+}
+
+/// Loads the 32-bit register at `va`, which is aligned.
+///
+/// # Safety
+/// A load from `va` must have no effect beyond the load: no register that changes when it is read.
+pub unsafe fn load_word(va: VirtAddr) -> Result<u32, Fault> {
+    // SAFETY: a fault is fixed up; the caller vouches for the rest.
+    result(unsafe { probe_load_word(va.get()) }).map(|value| value as u32)
 }
 
 /// Stores `value` to the byte at `va`.

@@ -6,6 +6,7 @@
 
 use core::ptr::NonNull;
 
+use arch::PhysAddr;
 use arch::aarch64::{barrier, daif, icc};
 use arm_gic::gicv3::registers::{Gicd, GicdCtlr, Gicr, GicrSgi};
 use arm_gic::gicv3::{
@@ -55,6 +56,12 @@ impl GicV3 {
         let mut redistributors = ArrayVec::new();
         for region in regions {
             find_redistributors(*region, cpus, &mut redistributors)?;
+        }
+        for cpu in cpus {
+            if !redistributors.iter().any(|redistributor: &Redistributor| redistributor.affinity == cpu.mpidr)
+            {
+                return Err(Error::NoRedistributor(cpu.mpidr));
+            }
         }
 
         // Affinity routing may be switched on only while all groups are off. In the Non-secure view
@@ -179,9 +186,12 @@ fn find_redistributors(
     cpus: &[Cpu],
     found: &mut ArrayVec<Redistributor, MAX_CPUS>,
 ) -> Result<(), Error> {
-    let mut frames = map::<GicrSgi>(region)?;
-    let mut left = (region.end.get() - region.start.get()) / size_of::<GicrSgi>() as u64;
+    const SIZE: u64 = size_of::<GicrSgi>() as u64;
+    let mut left = region.size() / SIZE;
+    let mut at = region.start;
     while left > 0 {
+        // The region may have room for more CPUs than there are, so it is mapped as far as it is used.
+        let frames = map::<GicrSgi>(PhysRange { start: at, end: PhysAddr::new(at.get() + SIZE) })?;
         // SAFETY: within the mapped region. No other pointer is in use yet: only the one CPU that
         // makes the driver runs this, and this one is gone when it is stepped on.
         let shared = SharedMmioPointer::from(unsafe { UniqueMmioPointer::new(frames) });
@@ -201,8 +211,7 @@ fn find_redistributors(
             break;
         }
         left -= step;
-        // SAFETY: `left` is not used up, so that the next frames lie within the region.
-        frames = unsafe { frames.add(step as usize) };
+        at = PhysAddr::new(at.get() + step * SIZE);
     }
     Ok(())
 }

@@ -83,7 +83,8 @@ pub(crate) fn main(context: &Context<'_>, arguments: &BootArgs<'_>, tests: &[Tes
             let selected: Vec<_> = tests.iter().filter(wanted).collect();
             if selected.is_empty() {
                 let hidden = tests.iter().any(|test| glob::matches(pattern, test.name));
-                let why = if hidden { "such tests run only by their full name" } else { "no test has such a name" };
+                let why =
+                    if hidden { "such tests run only by their full name" } else { "no test has such a name" };
                 panic::fatal(format_args!("selftest={pattern}: {why}"));
             }
             selected

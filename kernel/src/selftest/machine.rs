@@ -21,11 +21,12 @@ pub(crate) fn registers(_: &Context<'_>) -> TestResult {
         expect(CurrentEL.read(CurrentEL::EL) == 1, "it does not run at EL1")?;
         expect(SCTLR_EL1.is_set(SCTLR_EL1::M), "the MMU is off")?;
         expect(SCTLR_EL1.is_set(SCTLR_EL1::C) && SCTLR_EL1.is_set(SCTLR_EL1::I), "caches are off")?;
-        expect(TTBR1_EL1.get_baddr() == vm::init_mm().root().pa().get(), "TTBR1 is not init_mm")?;
+        expect(TTBR1_EL1.get_baddr() == vm::init_mm().root().get(), "TTBR1 is not init_mm")?;
         expect(TTBR0_EL1.get_baddr() != 0, "TTBR0 translates by frame 0")?;
         expect(MAIR_EL1.get() == arch::descriptor::MAIR, "MAIR_EL1 is not what descriptors mean")?;
         expect(TCR_EL1.read(TCR_EL1::T1SZ) == 16, "TTBR1 does not translate 48 bits")?;
         expect(VBAR_EL1.get().is_multiple_of(0x800) && VBAR_EL1.get() != 0, "there are no vectors")?;
+        expect(!DAIF.is_set(DAIF::A), "SErrors are masked")?;
         expect(!DAIF.is_set(DAIF::I), "interrupts are masked")
     }
     for index in 0..cpu::count() {
@@ -141,28 +142,26 @@ pub(crate) fn heap_grows(_: &Context<'_>) -> TestResult {
     Ok(())
 }
 
-/// On every CPU the tick comes as often as the counter says.
+/// On every CPU the tick comes as often as the counter says: in so many periods those that came and those that were
+/// missed are as many, to one.
 pub(crate) fn tick_matches_counter(_: &Context<'_>) -> TestResult {
-    const TICKS: u64 = 5;
+    const PERIODS: u64 = 10;
+    // What is missed is counted with the tick after it. An emulator's CPU may be late at either end, and then another
+    // try is due; but not always.
+    const TRIES: usize = 20;
     let period = timer::frequency() / timer::TICK_HZ;
     for index in 0..cpu::count() {
         let seen = || timer::ticks(index) + timer::missed(index);
-        let first = seen();
-        while seen() == first {
-            core::hint::spin_loop();
-        }
-        let (start, begin) = (seen(), timer::now());
-        while seen() < start + TICKS {
-            core::hint::spin_loop();
-        }
-        let (ticks, took) = (seen() - start, timer::now() - begin);
-        // A tick is handled late where the machine under the emulator is busy, never early; and the comparator
-        // moves by whole periods, so that delays do not add up.
-        let expected = ticks * period;
-        check!(
-            took >= expected.saturating_sub(period) && took <= expected + 50 * period,
-            "CPU {index}: {ticks} ticks took {took} counts instead of {expected}"
-        );
+        let mut counted = 0;
+        let right = (0..TRIES).any(|_| {
+            let (first, begin) = (seen(), timer::now());
+            while timer::now() - begin < PERIODS * period {
+                core::hint::spin_loop();
+            }
+            counted = seen() - first;
+            counted.abs_diff((timer::now() - begin) / period) <= 1
+        });
+        check!(right, "CPU {index}: {counted} ticks in {PERIODS} periods of the counter");
     }
     Ok(())
 }

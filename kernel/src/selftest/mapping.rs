@@ -82,32 +82,38 @@ pub(crate) fn linear_map_is_all_of_memory(context: &Context<'_>) -> TestResult {
     Ok(())
 }
 
-/// Every leaf belongs to one of the windows, and in the linear map to RAM that may be mapped.
+/// Every leaf is where one of the windows says, and as it says; in the linear map it is RAM that may be mapped.
 pub(crate) fn nothing_but_what_is_needed(context: &Context<'_>) -> TestResult {
+    let guards = cpu::boot_guards();
     each_leaf(|leaf| {
         let Leaf { va, level, pte } = leaf;
         let size = GRANULE.level_size(level);
-        let start = pte.pa().get();
-        if va.get() < arch::aarch64::boot::IMAGE_BASE {
+        let (start, end) = (va.get(), va.get() + size);
+        let read_only = pte.flags().contains(PteFlags::RDONLY);
+        let device = pte.memory() == Some(MemoryType::Device);
+        if vm::in_image(start, end) {
+            check!(!guards.iter().any(|guard| (start..end).contains(&guard.get())), "{va} maps a guard");
+            let constant = end <= image::rodata_end().get();
+            check!(read_only == constant && !device, "{va} of the Image is {pte:?}");
+        } else if vm::in_device_tree(start, end) {
+            check!(read_only && !device, "{va} of the device tree is {pte:?}");
+        } else if vm::in_devices(start, end) {
+            check!(device, "{va} of a device is {pte:?}");
+            let ram = context.memblock.ram().any(|ram| ram.holds(pte.pa()));
+            check!(!ram, "{va} maps RAM at {} as a device", pte.pa());
+        } else if vm::in_stacks(start, end) || vm::in_heap(start, end) || vm::in_scratch(start, end) {
+            check!(!read_only && !device, "{va} of stacks or heap is {pte:?}");
+        } else {
+            check!(start < arch::aarch64::boot::IMAGE_BASE, "{va} is in no window");
             check!(va == linear(pte.pa()), "{va} of the linear map is mapped to {}", pte.pa());
-            let mapped = context.memblock.mapped();
-            let inside =
-                mapped.filter(|range| range.start.get() <= start && start + size <= range.end.get()).count();
-            check!(inside == 1, "{va} of the linear map, {size:#x} bytes, is not RAM alone");
-        }
-        let reserved = context.platform.reserved.iter().filter(|reservation| reservation.no_map);
-        for reservation in reserved {
-            let range = reservation.range;
-            let apart = start + size <= range.start.get() || range.end.get() <= start;
-            check!(apart, "{va} maps {}, which is no-map", pte.pa());
+            let pa = pte.pa().get();
+            let mut mapped = context.memblock.mapped();
+            let inside = mapped.any(|range| range.start.get() <= pa && pa + size <= range.end.get());
+            check!(inside, "{va} of the linear map, {size:#x} bytes, is not RAM alone");
+            check!(!read_only && !device, "{va} of the linear map is {pte:?}");
         }
         Ok(())
-    })?;
-    // What lies outside of the Image in its own pages is not mapped beside it.
-    for va in [image::start().get() - 1, image::end().get()] {
-        check!(vm::init_mm().leaf(VirtAddr::new(va)).is_none(), "{va:#x}, beside the Image, is mapped");
-    }
-    Ok(())
+    })
 }
 
 /// Where address and size allow a block or a Contiguous group, there is one.
