@@ -8,8 +8,8 @@ use arch::aarch64::hardware::linear;
 use mm::frame::Folio;
 
 use super::harness::{Context, TestResult, check};
-use crate::memory;
 use crate::vm::GRANULE;
+use crate::{memory, panic, smp};
 
 pub(crate) fn fails(_: &Context<'_>) -> TestResult {
     check!(black_box(1) == 2, "this test fails because it was asked to");
@@ -18,6 +18,19 @@ pub(crate) fn fails(_: &Context<'_>) -> TestResult {
 
 pub(crate) fn panics(_: &Context<'_>) -> TestResult {
     panic!("this test panics because it was asked to");
+}
+
+/// Another CPU panics, and this one does not wait for it.
+pub(crate) fn panics_elsewhere(_: &Context<'_>) -> TestResult {
+    fn panic_here() {
+        panic!("this CPU panics because it was asked to");
+    }
+    let _ = smp::spawn_on(1, panic_here);
+    // Until it has begun, there is nothing to be noticed.
+    while !panic::is_reporting() {
+        core::hint::spin_loop();
+    }
+    Ok(())
 }
 
 pub(crate) fn faults(_: &Context<'_>) -> TestResult {

@@ -219,3 +219,50 @@ fn boot_arguments_that_cannot_be_read() {
     let tree = qemu_tree().property("/chosen", "bootargs", b"loglevel=\xff\xfe\0".to_vec());
     refused_tree(&tree, "bootargs");
 }
+
+/// What is written there is not kept: flash, and nothing at all.
+#[test]
+fn memory_that_only_reads() {
+    for (start, bytes) in [(0, 64 * MIB), (0x80_0000_0000, 64 * MIB)] {
+        refused_tree(
+            &qemu_tree().memory(&[(start, bytes), (RAM_BASE, 1024 * MIB)]),
+            "what is written there is lost",
+        );
+    }
+}
+
+#[test]
+fn memory_that_is_a_device_too() {
+    refused_tree(&qemu_tree().memory(&[(0, 2048 * MIB)]), "overlaps the registers of a device");
+}
+
+#[test]
+fn a_device_that_is_not_there() {
+    let uart = qemu_tree().property("/pl011@9000000", "reg", reg(&[(0x0f00_0000, 0x1000)]));
+    is_refused(&boot_with(&uart.to_dtb()), "there are none");
+    let gic = qemu_tree().property(
+        "/intc@8000000",
+        "reg",
+        reg(&[(0x0f00_0000, 0x1_0000), (0x80a_0000, 0xf6_0000)]),
+    );
+    is_refused(&boot_with(&gic.to_dtb()), "there are none");
+    let redistributors =
+        qemu_tree().property("/intc@8000000", "reg", reg(&[(0x800_0000, 0x1_0000), (0x80a_0000, 0x2_0000)]));
+    is_refused(&boot_with(&redistributors.to_dtb()), "no GIC redistributor for CPU 0x1");
+}
+
+/// After an entry at EL2 an HVC goes there, where the kernel has left vectors.
+#[test]
+fn firmware_behind_the_wrong_instruction() {
+    let boot = || options().option("--el", "2").option("--image-at", format!("{IMAGE_AT:#x}"));
+    let tree = Tree::of(&options().option("--el", "2")).property("/psci", "method", b"hvc\0".to_vec());
+    let scratch = Scratch::new();
+    let outcome = boot().option("--dtb", scratch.write("tree.dtb", &tree.to_dtb())).run();
+    is_refused(&outcome, "can't be started");
+}
+
+#[test]
+fn the_cpu_that_boots_is_not_described() {
+    let tree = qemu_tree().property("/cpus/cpu@0", "status", b"disabled\0".to_vec());
+    is_refused(&boot_with(&tree.to_dtb()), "0x0");
+}

@@ -117,3 +117,13 @@ fn a_list_runs_nothing() {
     assert!(outcome.console.contains("# harness.fails_on_request (on request only)"), "{outcome}");
     assert!(outcome.lines_after("# running ").is_empty(), "{outcome}");
 }
+
+/// The tests run on the first CPU, which must not end well while another one says that it can't go on.
+#[test]
+fn a_panic_on_another_cpu_never_passes() {
+    for _ in 0..5 {
+        let outcome = request("harness.panics_elsewhere_on_request");
+        assert_eq!(outcome.status, Some(1), "{outcome}");
+        assert!(panic_line(&outcome).contains("CPU 1 at"), "{outcome}");
+    }
+}
