@@ -4,8 +4,9 @@ use alloc::vec::Vec;
 use core::hint::black_box;
 
 use aarch64_cpu::registers::{
-    CurrentEL, DAIF, MAIR_EL1, Readable, SCTLR_EL1, TCR_EL1, TTBR0_EL1, TTBR1_EL1, VBAR_EL1,
+    CNTV_CVAL_EL0, CurrentEL, DAIF, MAIR_EL1, Readable, SCTLR_EL1, TCR_EL1, TTBR0_EL1, TTBR1_EL1, VBAR_EL1,
 };
+use arch::aarch64::daif;
 use arch::aarch64::hardware::linear;
 use mm::frame::MAX_ORDER;
 
@@ -142,26 +143,44 @@ pub(crate) fn heap_grows(_: &Context<'_>) -> TestResult {
     Ok(())
 }
 
-/// On every CPU the tick comes as often as the counter says: in so many periods those that came and those that were
-/// missed are as many, to one.
+/// On every CPU the tick follows the counter and does not drift: from one moment to another the comparator has moved by as
+/// many whole periods as ticks came and were missed, and it is never late by more than a period.
 pub(crate) fn tick_matches_counter(_: &Context<'_>) -> TestResult {
-    const PERIODS: u64 = 10;
-    // What is missed is counted with the tick after it. An emulator's CPU may be late at either end, and then another
-    // try is due; but not always.
-    const TRIES: usize = 20;
-    let period = timer::frequency() / timer::TICK_HZ;
-    for index in 0..cpu::count() {
-        let seen = || timer::ticks(index) + timer::missed(index);
-        let mut counted = 0;
-        let right = (0..TRIES).any(|_| {
-            let (first, begin) = (seen(), timer::now());
-            while timer::now() - begin < PERIODS * period {
-                core::hint::spin_loop();
+    const TICKS: u64 = 5;
+    fn here() -> Result<(), &'static str> {
+        let period = timer::frequency() / timer::TICK_HZ;
+        // Masked, so that the three are of one moment.
+        let sample = || {
+            let index = cpu::index();
+            daif::masked(|| (timer::ticks(index) + timer::missed(index), CNTV_CVAL_EL0.get(), timer::now()))
+        };
+        let (first, first_due, begin) = sample();
+        loop {
+            let (ticks, due, now) = sample();
+            if ticks - first >= TICKS {
+                let exact = due - first_due == (ticks - first) * period;
+                let early = now + period < due;
+                return if !exact {
+                    Err("the tick drifts")
+                } else if early {
+                    Err("the tick is early")
+                } else {
+                    Ok(())
+                };
             }
-            counted = seen() - first;
-            counted.abs_diff((timer::now() - begin) / period) <= 1
-        });
-        check!(right, "CPU {index}: {counted} ticks in {PERIODS} periods of the counter");
+            if now - begin > 100 * TICKS * period {
+                return Err("the tick does not come");
+            }
+            core::hint::spin_loop();
+        }
+    }
+    for index in 0..cpu::count() {
+        let result = if index == cpu::index() {
+            here()
+        } else {
+            smp::spawn_on(index, here).expect("the CPU waits").join()
+        };
+        check!(result.is_ok(), "CPU {index}: {}", result.unwrap_err());
     }
     Ok(())
 }
