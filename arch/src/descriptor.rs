@@ -33,6 +33,10 @@ bitflags! {
         const PXN = 1 << 53;
         /// Unprivileged execute-never.
         const UXN = 1 << 54;
+        /// For software: dirty, though the hardware state may not say so.
+        const DIRTY = 1 << 55;
+        /// For software: the frame has no folio, so nothing is counted.
+        const SPECIAL = 1 << 56;
     }
 }
 
@@ -131,6 +135,13 @@ impl PteValue {
     pub fn memory(self) -> Option<MemoryType> {
         let index = (self.0 & MemoryType::MASK) >> MemoryType::SHIFT;
         MemoryType::ALL.into_iter().find(|&memory| memory as u64 == index)
+    }
+
+    /// The same entry with an output address `bytes` further on: a multiple of the page size, within 2^48.
+    #[must_use]
+    pub const fn advanced(self, bytes: u64) -> Self {
+        debug_assert!(bytes & !OA_MASK == 0 && (self.0 & OA_MASK) + bytes <= OA_MASK);
+        Self(self.0 + bytes)
     }
 
     /// The same entry with `flags` set as well.

@@ -7,6 +7,7 @@ pub mod esr;
 pub mod features;
 pub mod granule;
 pub mod mmu;
+pub mod sync;
 pub mod tlbi;
 
 #[cfg(all(target_arch = "aarch64", target_os = "none"))]

@@ -1,10 +1,10 @@
 //! The seam to hardware: [`Mmu`], and the translation tables reached through it.
 
-use core::sync::atomic::{AtomicU64, Ordering};
-
 use crate::addr::PhysAddr;
 use crate::descriptor::{self, Kind, PteValue};
+pub use crate::features::Hafdbs;
 use crate::granule::{Granule, LAST_LEVEL};
+use crate::sync::{AtomicU64, Ordering};
 use crate::tlbi::Tlbi;
 
 /// One descriptor in memory. The MMU may read it at any time, and may set its access flag or dirty
@@ -15,7 +15,14 @@ pub struct Slot(AtomicU64);
 impl Slot {
     /// A slot that holds an invalid descriptor.
     #[allow(clippy::new_without_default, reason = "a default would suggest that a slot is plain data")]
+    #[cfg(not(loom))]
     pub const fn new() -> Self {
+        Self(AtomicU64::new(0))
+    }
+
+    /// A slot that holds an invalid descriptor, within an execution of the model checker.
+    #[cfg(loom)]
+    pub fn new() -> Self {
         Self(AtomicU64::new(0))
     }
 
@@ -31,6 +38,25 @@ impl Slot {
     /// descriptor must name a [`TableFrame`] of the next level.
     pub unsafe fn store(&self, raw: u64) {
         self.0.store(raw, Ordering::Relaxed);
+    }
+
+    /// Writes the descriptor's bits and returns what was there: one atomic step, without any barrier.
+    ///
+    /// # Safety
+    /// As for [`Self::store`].
+    pub unsafe fn swap(&self, raw: u64) -> u64 {
+        self.0.swap(raw, Ordering::Relaxed)
+    }
+
+    /// Writes the descriptor's bits if `current` is there, in one atomic step, without any barrier.
+    ///
+    /// # Errors
+    /// What is there instead; never `current`.
+    ///
+    /// # Safety
+    /// As for [`Self::store`].
+    pub unsafe fn compare_exchange(&self, current: u64, new: u64) -> Result<(), u64> {
+        self.0.compare_exchange(current, new, Ordering::Relaxed, Ordering::Relaxed).map(|_| ())
     }
 }
 
@@ -96,6 +122,45 @@ pub unsafe trait Mmu {
         unsafe { slot.store(raw) }
     }
 
+    /// Writes a descriptor and returns what was there, in one atomic step.
+    ///
+    /// # Safety
+    /// As for [`Slot::store`].
+    unsafe fn swap(&self, slot: &Slot, raw: u64) -> u64 {
+        // SAFETY: the caller keeps the contract of `Slot::swap`, which is the same.
+        unsafe { slot.swap(raw) }
+    }
+
+    /// Writes a descriptor if `current` is there.
+    ///
+    /// # Errors
+    /// What is there instead.
+    ///
+    /// # Safety
+    /// As for [`Slot::store`].
+    unsafe fn compare_exchange(&self, slot: &Slot, current: u64, new: u64) -> Result<(), u64> {
+        // SAFETY: the caller keeps the contract of `Slot::compare_exchange`, which is the same.
+        unsafe { slot.compare_exchange(current, new) }
+    }
+
+    /// Writes `first`, `first + step`, … to slots that all hold invalid entries, so that hardware can't
+    /// update one of them meanwhile. Each slot is written by a single-copy atomic store of 8 bytes; no
+    /// order between them.
+    ///
+    /// # Safety
+    /// As for [`Slot::store`], for each of the values.
+    unsafe fn store_block(&self, slots: &[Slot], first: u64, step: u64) {
+        let mut raw = first;
+        for slot in slots {
+            // SAFETY: the caller vouches for each value.
+            unsafe { self.store(slot, raw) };
+            raw = raw.wrapping_add(step);
+        }
+    }
+
+    /// What all CPUs of the machine have in common.
+    fn features(&self) -> Features;
+
     /// Makes earlier descriptor stores visible to every table walker: `dsb ishst; isb`.
     fn publish(&self);
 
@@ -105,6 +170,28 @@ pub unsafe trait Mmu {
 
     /// Waits until earlier invalidations are done on every CPU: `dsb ish; isb`.
     fn complete(&self);
+
+    /// Makes what was written to the `size` bytes of memory at `start` visible to instruction fetches of every CPU, and
+    /// waits for it: clean to the point of unification, `dsb ish`, instruction cache invalidation, `dsb ish; isb`. A
+    /// machine whose instruction fetches see every store need not do anything, as here.
+    fn sync_icache(&self, start: PhysAddr, size: u64) {
+        let _ = (start, size);
+    }
+
+    /// Invalidates on this CPU alone, and waits for it: `tlbi …; dsb nsh; isb`. For a spurious fault.
+    fn invalidate_local(&self, operation: Tlbi);
+}
+
+/// What translation code does differently from machine to machine. A feature counts where every CPU has it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Features {
+    /// FEAT_TLBIRANGE.
+    pub tlb_range: bool,
+    /// Who sets the access flag and the dirty state.
+    pub hafdbs: Hafdbs,
+    /// The Contiguous bit may change in place, and no conflict abort follows: FEAT_BBML3, or a CPU that is on
+    /// the allow list of those with FEAT_BBML2.
+    pub bbm_no_abort: bool,
 }
 
 /// What one slot holds, as the walker reads it.
@@ -122,7 +209,7 @@ pub enum Entry {
 pub struct Table<'m, M: Mmu> {
     mmu: &'m M,
     slots: &'m [Slot],
-    level: u8,
+    frame: TableFrame,
 }
 
 impl<M: Mmu> Clone for Table<'_, M> {
@@ -138,12 +225,17 @@ impl<'m, M: Mmu> Table<'m, M> {
     pub fn new(mmu: &'m M, frame: TableFrame) -> Self {
         let slots = mmu.slots(frame);
         debug_assert_eq!(slots.len(), M::GRANULE.entries());
-        Self { mmu, slots, level: frame.level }
+        Self { mmu, slots, frame }
     }
 
     /// The level of its entries, 0 to 3.
     pub fn level(&self) -> u8 {
-        self.level
+        self.frame.level
+    }
+
+    /// The frame that it is in.
+    pub fn frame(&self) -> TableFrame {
+        self.frame
     }
 
     /// The machine that it belongs to.
@@ -157,12 +249,12 @@ impl<'m, M: Mmu> Table<'m, M> {
     /// Where `index` is not below [`Granule::entries`]; so for every method here.
     pub fn entry(&self, index: usize) -> Entry {
         let raw = self.mmu.load(&self.slots[index]);
-        match descriptor::kind(M::GRANULE, self.level, raw) {
+        match descriptor::kind(M::GRANULE, self.frame.level, raw) {
             Kind::Invalid => Entry::Invalid,
             Kind::Leaf => Entry::Leaf(PteValue::from_raw(raw | 0b10)),
             Kind::Table => {
                 let pa = descriptor::table_address(raw);
-                Entry::Table(TableFrame { pa, level: self.level + 1 })
+                Entry::Table(TableFrame { pa, level: self.frame.level + 1 })
             }
         }
     }
@@ -175,11 +267,11 @@ impl<'m, M: Mmu> Table<'m, M> {
     pub fn set_leaf(&self, index: usize, pte: PteValue) {
         let mut raw = pte.raw();
         if pte.is_valid() {
-            assert!(M::GRANULE.has_leaf(self.level), "no leaf at level {}", self.level);
-            assert!(pte.pa().is_aligned(M::GRANULE.level_size(self.level)), "misaligned leaf {pte:?}");
+            assert!(M::GRANULE.has_leaf(self.frame.level), "no leaf at level {}", self.frame.level);
+            assert!(pte.pa().is_aligned(M::GRANULE.level_size(self.frame.level)), "misaligned leaf {pte:?}");
             raw |= 0b10;
         }
-        if self.level != LAST_LEVEL {
+        if self.frame.level != LAST_LEVEL {
             raw &= !0b10;
         }
         // SAFETY: at the last level any value but a reserved one is a leaf or invalid, and bit 1 was
@@ -188,13 +280,78 @@ impl<'m, M: Mmu> Table<'m, M> {
         unsafe { self.mmu.store(&self.slots[index], raw) }
     }
 
+    /// Writes a leaf, or an invalid entry, and returns the entry that was there, in one atomic step.
+    ///
+    /// # Panics
+    /// As [`Self::set_leaf`]; also at another level than the last.
+    pub fn swap_leaf(&self, index: usize, pte: PteValue) -> PteValue {
+        let raw = self.last_level_raw(pte);
+        // SAFETY: at the last level any such value is a leaf or invalid.
+        PteValue::from_raw(unsafe { self.mmu.swap(&self.slots[index], raw) })
+    }
+
+    /// Replaces the entry `current` by `new`, if it is there, in one atomic step.
+    ///
+    /// # Errors
+    /// The entry that is there instead.
+    ///
+    /// # Panics
+    /// As [`Self::set_leaf`]; also at another level than the last.
+    pub fn compare_exchange_leaf(
+        &self,
+        index: usize,
+        current: PteValue,
+        new: PteValue,
+    ) -> Result<(), PteValue> {
+        let raw = self.last_level_raw(new);
+        // SAFETY: at the last level any such value is a leaf or invalid.
+        unsafe { self.mmu.compare_exchange(&self.slots[index], current.raw(), raw) }
+            .map_err(PteValue::from_raw)
+    }
+
+    /// Writes `count` leaves from slot `index` on, each mapping the page after the one before it. All of these
+    /// slots must hold invalid entries.
+    ///
+    /// # Panics
+    /// As [`Self::set_leaf`]; also at another level than the last.
+    pub fn set_leaves(&self, index: usize, first: PteValue, count: usize) {
+        let raw = self.last_level_raw(first);
+        let slots = &self.slots[index..index + count];
+        debug_assert!(
+            slots.iter().all(|slot| self.mmu.load(slot) & 1 == 0),
+            "a live entry would be overwritten"
+        );
+        // SAFETY: at the last level any such value is a leaf or invalid, and so is the value for the page after it.
+        unsafe { self.mmu.store_block(slots, raw, M::GRANULE.page_size()) }
+    }
+
+    /// The bits of `pte` in a last-level table: any value there is a leaf or invalid, but for one that is valid
+    /// with bit 1 clear, which is reserved.
+    fn last_level_raw(&self, pte: PteValue) -> u64 {
+        assert!(self.frame.level == LAST_LEVEL, "level {} is not the last", self.frame.level);
+        if !pte.is_valid() {
+            return pte.raw();
+        }
+        assert!(pte.pa().is_aligned(M::GRANULE.page_size()), "misaligned leaf {pte:?}");
+        pte.raw() | 0b10
+    }
+
+    /// The last-level entry at `index`, valid or not.
+    ///
+    /// # Panics
+    /// At another level than the last.
+    pub fn leaf(&self, index: usize) -> PteValue {
+        assert!(self.frame.level == LAST_LEVEL, "level {} is not the last", self.frame.level);
+        PteValue::from_raw(self.mmu.load(&self.slots[index]))
+    }
+
     /// Points slot `index` to the table in `frame`, without any barrier: the table's own contents
     /// must have been published before.
     ///
     /// # Panics
     /// Where the table is not of the next level.
     pub fn set_table(&self, index: usize, frame: TableFrame) {
-        assert_eq!(frame.level, self.level + 1, "table of a wrong level");
+        assert_eq!(frame.level, self.frame.level + 1, "table of a wrong level");
         // SAFETY: `frame` is a table of the next level, by the assertion and its own contract.
         unsafe { self.mmu.store(&self.slots[index], descriptor::table_descriptor(frame.pa)) }
     }

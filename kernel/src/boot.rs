@@ -2,8 +2,8 @@
 
 use core::fmt::Display;
 
-use aarch64_cpu::registers::{CurrentEL, ID_AA64MMFR2_EL1, MIDR_EL1, Readable};
-use arch::aarch64::{hardware, probe};
+use aarch64_cpu::registers::{CurrentEL, MIDR_EL1, Readable};
+use arch::aarch64::probe;
 use arch::{PhysAddr, VirtAddr};
 use kernel::bootargs::BootArgs;
 use kernel::dt;
@@ -15,7 +15,7 @@ use crate::console::println;
 use crate::image::Image;
 use crate::panic::fatal;
 use crate::vm::{GRANULE, PAGE};
-use crate::{console, cpu, gic, memory, psci, smp, timer, vm};
+use crate::{console, cpu, features, gic, memory, psci, smp, timer, vm};
 
 /// Ends the boot with the error's own sentence.
 trait OrFatal<T> {
@@ -54,7 +54,7 @@ extern "C" fn pleat_primary(device_tree: u64, image: u64, entered_at: u64, start
     let found = memblock::total(memblock.free());
     vm::map_memory(&mut memblock).or_fatal("memory");
     memory::init(&mut memblock).or_fatal("memory");
-    use_cpu_features();
+    features::note_this_cpu();
 
     gic::init(&platform.gic, &platform.cpus).or_fatal("interrupt controller");
     gic::init_cpu().or_fatal("interrupt controller");
@@ -147,13 +147,6 @@ fn greet(platform: &Platform<'_>, entered_at: u64) {
     );
 }
 
-/// Uses what every CPU of this kind has. A mixed system (big.LITTLE) is taken to agree in this.
-fn use_cpu_features() {
-    if ID_AA64MMFR2_EL1.get() >> 48 & 0xf != 0 {
-        hardware::use_level_hints();
-    }
-}
-
 /// Ends the boot where what is described as RAM is described as a device too.
 fn expect_apart(platform: &Platform<'_>, memblock: &MemBlock) {
     let (distributor, others) = match &platform.gic {
@@ -185,6 +178,7 @@ fn start_cpus(platform: &Platform<'_>) {
         fatal(format_args!("CPU {:#x} can't be started: {error}", cpu.mpidr));
     }
     info!("{} CPUs run", cpu::count());
+    features::use_common();
 }
 
 /// What the boot cost: memory, of `found` bytes that were free when the memory map was made, and time since `start`.

@@ -29,6 +29,8 @@ mod cpu;
 #[cfg(target_os = "none")]
 mod exit;
 #[cfg(target_os = "none")]
+mod features;
+#[cfg(target_os = "none")]
 mod gic;
 #[cfg(target_os = "none")]
 mod heap;
@@ -50,5 +52,7 @@ mod smp;
 mod timer;
 #[cfg(target_os = "none")]
 mod trap;
+#[cfg(target_os = "none")]
+mod user;
 #[cfg(target_os = "none")]
 mod vm;

@@ -10,7 +10,7 @@ use kernel::platform::{Cpu, EnableMethod, MAX_CPUS, Platform};
 use mm::MapError;
 
 use crate::lock::IrqMutex;
-use crate::{cpu, gic, psci, timer, vm};
+use crate::{cpu, features, gic, psci, timer, vm};
 
 /// How long a CPU may take from CPU_ON until it is ready, in microseconds: long, since an emulator may be busy.
 const START_TIMEOUT: u64 = 10_000_000;
@@ -96,6 +96,7 @@ extern "C" fn pleat_secondary() -> ! {
     gic::init_cpu().expect("the interrupt controller knows every CPU");
     gic::enable_private(WAKE, WAKE_PRIORITY).expect("every CPU has SGIs");
     timer::init_cpu().expect("the timer runs on the boot CPU");
+    features::note_this_cpu();
     cpu::set_online();
     loop {
         // Masked from the look into the mailbox until it waits: an interrupt that comes in between stays

@@ -47,9 +47,9 @@ const CONGRUENCE: u64 = 2 << 20;
 
 static IMAGE: Once<Image> = Once::new();
 /// The kernel's address space while its tables all lie in the Image.
-static EARLY_MM: Once<Mm<Hardware<ImageWindow>>> = Once::new();
+static EARLY_MM: Once<Mm<'static, Hardware<ImageWindow>>> = Once::new();
 /// The same address space, its tables reached through the linear map. Empty until there is one.
-static INIT_MM: Once<Mm<Hardware<LinearMap>>> = Once::new();
+static INIT_MM: Once<Mm<'static, Hardware<LinearMap>>> = Once::new();
 
 /// Pages of `.bss` for the tables that are needed before memory is known: the Image takes up to 11, the
 /// device tree and the first devices 6, the linear map of two ranges 10 each.
@@ -107,7 +107,7 @@ pub(crate) fn image() -> Image {
 ///
 /// # Panics
 /// Before [`map_memory`].
-pub(crate) fn init_mm() -> &'static Mm<Hardware<LinearMap>> {
+pub(crate) fn init_mm() -> &'static Mm<'static, Hardware<LinearMap>> {
     INIT_MM.get().expect("init_mm is used before memory is mapped")
 }
 

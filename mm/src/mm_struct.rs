@@ -1,42 +1,99 @@
-//! An address space: its root table, and the lock of the code that changes it.
+//! An address space: its root table, what kind of user it has, and the locks of the code that changes it.
 
+use arch::mmu::Entry;
+#[cfg(feature = "efi")]
+use arch::tlbi::Asid;
+use arch::tlbi::Space;
 use arch::{Granule, Mmu, PhysAddr, Table, TableFrame, VirtAddr};
+
+use crate::asid::Context;
+use crate::counters::Counters;
+use crate::frame::FrameMap;
+use crate::guard::PteGuard;
+use crate::pgd::{OutOfTables, TableAlloc};
 
 /// Bits of a virtual address that one TTBR translates.
 pub const VA_BITS: u32 = 48;
 
-/// An address space, what Linux calls `mm_struct`.
-///
-/// So far there is one kind, the kernel's own (`init_mm`), which TTBR1 translates.
-pub struct Mm<M: Mmu> {
-    mmu: M,
-    root: TableFrame,
-    /// Serialises those who change the tables. Readers take no lock: a kernel table is never freed
-    /// while its mm is loaded, and entries never go from valid to invalid.
-    pub(crate) lock: spin::Mutex<()>,
+/// Who uses an address space. Fixed by the constructor.
+pub(crate) enum Kind<'m> {
+    /// A process, through TTBR0.
+    User {
+        /// The ASID of its TLB entries, and whether it still has it.
+        context: Context,
+        /// Where the folios of its pages are.
+        frames: &'m FrameMap<'m>,
+    },
+    /// The kernel (`init_mm`), through TTBR1: global.
+    Kernel,
+    /// The firmware (`efi_mm`), through TTBR0: never global, or it would match every process.
+    #[cfg(feature = "efi")]
+    Efi {
+        /// Its TLB entries' address space.
+        asid: Asid,
+    },
 }
 
-impl<M: Mmu> Mm<M> {
-    /// A kernel address space, for TTBR1, with the root table `root`: an empty one, or one that was
-    /// built before with the same `Mmu`.
+/// Locks of last-level tables: a table takes the one that its frame number selects, so that faults in different
+/// tables rarely meet.
+const PTE_LOCKS: usize = 64;
+
+/// An address space, what Linux calls `mm_struct`. Shared; it locks inside.
+///
+/// Lock order: the lock of upper-level tables, then those of last-level tables ([`PteGuard`]), then the frame
+/// allocator's.
+pub struct Mm<'m, M: Mmu> {
+    mmu: M,
+    root: TableFrame,
+    kind: Kind<'m>,
+    /// Serialises those who add tables. Readers take no lock: a table is never freed while its mm is loaded.
+    pub(crate) lock: spin::Mutex<()>,
+    pte_locks: [spin::Mutex<()>; PTE_LOCKS],
+    counters: Counters,
+}
+
+impl<'m, M: Mmu> Mm<'m, M> {
+    const fn new(mmu: M, root: TableFrame, kind: Kind<'m>) -> Self {
+        assert!(root.level() == M::GRANULE.start_level(VA_BITS), "root table of a wrong level");
+        let pte_locks = [const { spin::Mutex::new(()) }; PTE_LOCKS];
+        Self { mmu, root, kind, lock: spin::Mutex::new(()), pte_locks, counters: Counters::new() }
+    }
+
+    /// A kernel address space, for TTBR1, with the root table `root`: an empty one, or one that was built before
+    /// with the same `Mmu`. Its mappings are static: nothing is ever folded or unfolded.
     ///
     /// # Panics
     /// Where the level of `root` is not the one at which a walk of [`VA_BITS`] begins.
     pub const fn new_kernel(mmu: M, root: TableFrame) -> Self {
-        assert!(root.level() == M::GRANULE.start_level(VA_BITS), "root table of a wrong level");
-        Self { mmu, root, lock: spin::Mutex::new(()) }
+        Self::new(mmu, root, Kind::Kernel)
     }
 
-    /// Where the root table is, for TTBR1_EL1. Loading it is unsafe, and elsewhere. The table itself is reached by this
+    /// A user address space, for TTBR0, with an empty root table and the folios of the frames that it maps. Its
+    /// mappings are folded without anybody asking. It gets an ASID when it is first switched to
+    /// ([`AsidAllocator`](crate::asid::AsidAllocator)); until then no TLB holds entries of it, and nothing is flushed.
+    ///
+    /// # Panics
+    /// As [`Self::new_kernel`].
+    pub fn new_user(mmu: M, root: TableFrame, frames: &'m FrameMap<'m>) -> Self {
+        Self::new(mmu, root, Kind::User { context: Context::new(), frames })
+    }
+
+    /// The firmware's address space, for TTBR0. Only [`EfiMm`](crate::EfiMm) has one.
+    #[cfg(feature = "efi")]
+    pub(crate) const fn new_efi(mmu: M, root: TableFrame, asid: Asid) -> Self {
+        Self::new(mmu, root, Kind::Efi { asid })
+    }
+
+    /// Where the root table is, for the TTBR. Loading it is unsafe, and elsewhere. The table itself is reached by this
     /// crate only:
     ///
     /// ```compile_fail
-    /// fn change<M: arch::Mmu>(mm: &pleat_mm::Mm<M>) {
+    /// fn change<M: arch::Mmu>(mm: &pleat_mm::Mm<'_, M>) {
     ///     arch::Table::new(mm.mmu(), mm.root()).set_leaf(0, arch::PteValue::NONE);
     /// }
     /// ```
     /// ```
-    /// fn root<M: arch::Mmu>(mm: &pleat_mm::Mm<M>) -> arch::PhysAddr {
+    /// fn root<M: arch::Mmu>(mm: &pleat_mm::Mm<'_, M>) -> arch::PhysAddr {
     ///     mm.root()
     /// }
     /// ```
@@ -49,21 +106,123 @@ impl<M: Mmu> Mm<M> {
         &self.mmu
     }
 
-    pub(crate) fn root_table(&self) -> Table<'_, M> {
-        Table::new(&self.mmu, self.root)
-    }
-
-    /// Whether the `size` bytes at `va` lie in the half of the address space that this mm translates.
-    pub(crate) fn covers(&self, va: VirtAddr, size: u64) -> bool {
-        let Some(last) = va.get().checked_add(size - 1) else { return false };
-        va.get() >> VA_BITS == KERNEL_HALF && last >> VA_BITS == KERNEL_HALF
+    /// What was counted so far.
+    pub const fn counters(&self) -> &Counters {
+        &self.counters
     }
 
     /// The granule of its tables.
     pub const fn granule(&self) -> Granule {
         M::GRANULE
     }
-}
 
-/// The bits above [`VA_BITS`] in the addresses that TTBR1 translates.
-const KERNEL_HALF: u64 = u64::MAX >> VA_BITS;
+    pub(crate) const fn kind(&self) -> &Kind<'m> {
+        &self.kind
+    }
+
+    /// The ASID of a user's address space, for the allocator to assign; `None` for the others, whose TLB entries are
+    /// global or have a fixed one.
+    pub const fn context(&self) -> Option<&Context> {
+        match &self.kind {
+            Kind::User { context, .. } => Some(context),
+            Kind::Kernel => None,
+            #[cfg(feature = "efi")]
+            Kind::Efi { .. } => None,
+        }
+    }
+
+    /// Which TLB entries are its own, or `None` where there are none: it was never switched to. Asked after
+    /// [`Mmu::publish`], for it may be switched to meanwhile: see [`asid`](crate::asid).
+    pub(crate) fn space(&self) -> Option<Space> {
+        match &self.kind {
+            Kind::User { context, .. } => context.asid().map(Space::Asid),
+            Kind::Kernel => Some(Space::All),
+            #[cfg(feature = "efi")]
+            Kind::Efi { asid } => Some(Space::Asid(*asid)),
+        }
+    }
+
+    pub(crate) fn root_table(&self) -> Table<'_, M> {
+        Table::new(&self.mmu, self.root)
+    }
+
+    /// Whether the `size` bytes at `va` lie in the half of the address space that this mm translates.
+    pub(crate) fn covers(&self, va: VirtAddr, size: u64) -> bool {
+        let half = match self.kind {
+            Kind::User { .. } => 0,
+            Kind::Kernel => u64::MAX >> VA_BITS,
+            #[cfg(feature = "efi")]
+            Kind::Efi { .. } => 0,
+        };
+        let Some(last) = va.get().checked_add(size - 1) else { return false };
+        va.get() >> VA_BITS == half && last >> VA_BITS == half
+    }
+
+    /// Locks the last-level table that translates `va`, making it and those above it where they are missing.
+    ///
+    /// Waits for whoever holds it: a fault that races a fold or unfold waits here, and finds the entry valid again.
+    ///
+    /// # Errors
+    /// [`OutOfTables`]
+    ///
+    /// # Panics
+    /// Where `va` is not in the half that this mm translates, or a block maps it.
+    pub fn lock_table(
+        &self,
+        va: VirtAddr,
+        tables: &dyn TableAlloc,
+    ) -> Result<PteGuard<'_, 'm, M>, OutOfTables> {
+        assert!(self.covers(va, 1), "{va} is not in this address space");
+        let mut table = self.root_table();
+        while table.level() != arch::granule::LAST_LEVEL {
+            let index = M::GRANULE.index(va.get(), table.level());
+            let child = match table.entry(index) {
+                Entry::Table(child) => child,
+                Entry::Leaf(_) => panic!("{va} is mapped by a block"),
+                Entry::Invalid => {
+                    let _guard = self.lock.lock();
+                    match table.entry(index) {
+                        Entry::Table(child) => child,
+                        Entry::Leaf(_) => panic!("{va} is mapped by a block"),
+                        Entry::Invalid => {
+                            let child = tables.alloc_table(table.level() + 1).ok_or(OutOfTables(va))?;
+                            // The zeroes must be visible before the entry that leads to them.
+                            self.mmu.publish();
+                            table.set_table(index, child);
+                            self.mmu.publish();
+                            child
+                        }
+                    }
+                }
+            };
+            table = Table::new(&self.mmu, child);
+        }
+        Ok(self.guard(table, va))
+    }
+
+    /// Locks the last-level table that translates `va`, or `None` where there is none.
+    pub fn lock_present_table(&self, va: VirtAddr) -> Option<PteGuard<'_, 'm, M>> {
+        let table = self.last_level_table(va)?;
+        Some(self.guard(table, va))
+    }
+
+    /// The last-level table that translates `va`, if there is one.
+    pub(crate) fn last_level_table(&self, va: VirtAddr) -> Option<Table<'_, M>> {
+        if !self.covers(va, 1) {
+            return None;
+        }
+        let mut table = self.root_table();
+        while table.level() != arch::granule::LAST_LEVEL {
+            match table.entry(M::GRANULE.index(va.get(), table.level())) {
+                Entry::Table(child) => table = Table::new(&self.mmu, child),
+                Entry::Leaf(_) | Entry::Invalid => return None,
+            }
+        }
+        Some(table)
+    }
+
+    fn guard<'a>(&'a self, table: Table<'a, M>, va: VirtAddr) -> PteGuard<'a, 'm, M> {
+        let lock = &self.pte_locks[(table.frame().pa().pfn(M::GRANULE).get() as usize) % PTE_LOCKS];
+        PteGuard::new(self, table, va, lock.lock())
+    }
+}

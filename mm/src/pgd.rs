@@ -82,6 +82,18 @@ impl fmt::Display for MapError {
 
 impl core::error::Error for MapError {}
 
+/// No frame for a table of the translation of this address.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct OutOfTables(pub VirtAddr);
+
+impl fmt::Display for OutOfTables {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "no memory for a translation table for {}", self.0)
+    }
+}
+
+impl core::error::Error for OutOfTables {}
+
 /// Where new translation tables come from.
 pub trait TableAlloc {
     /// A zeroed frame for a table of `level`, or `None`. Called with the mm's lock held; it must not
@@ -133,7 +145,7 @@ impl Mapping {
 /// Where a live entry would change in anything but its permissions, or only a part of a live block
 /// or Contiguous group would change: the message names the address. Nothing was changed then.
 pub fn create_pgd_mapping<M: Mmu>(
-    mm: &Mm<M>,
+    mm: &Mm<'_, M>,
     mapping: &Mapping,
     tables: &dyn TableAlloc,
 ) -> Result<(), MapError> {

@@ -1,6 +1,42 @@
 //! The private API: one entry read or written as it is, without any policy.
 //!
-//! Kernel and firmware mappings are built through it alone. It is visible in this crate only.
+//! Kernel and firmware mappings are built through it alone. It is visible in this crate only: another one has what is
+//! public,
+//! ```
+//! use pleat_mm::ptep::set_pte;
+//! use pleat_mm::contpte::refold;
+//! ```
+//! and neither the private API nor the gate of `contpte`:
+//! ```compile_fail,E0603
+//! use pleat_mm::raw::__set_pte;
+//! ```
+//! ```compile_fail,E0603
+//! use pleat_mm::raw::__ptep_get;
+//! ```
+//! ```compile_fail,E0603
+//! use pleat_mm::contpte::mm_is_user;
+//! ```
+//! ```compile_fail,E0603
+//! use pleat_mm::contpte::try_unfold;
+//! ```
+//! ```compile_fail,E0624
+//! fn table<M: arch::Mmu>(guard: &pleat_mm::PteGuard<'_, '_, M>) {
+//!     guard.table();
+//! }
+//! ```
+//! ```
+//! fn table<M: arch::Mmu>(guard: &pleat_mm::PteGuard<'_, '_, M>) {
+//!     guard.span();
+//! }
+//! ```
+#![cfg_attr(feature = "efi", doc = "```\nuse pleat_mm::EfiMm;\n```")]
+#![cfg_attr(not(feature = "efi"), doc = "There is no `efi_mm` without the feature `efi`:")]
+#![cfg_attr(not(feature = "efi"), doc = "```compile_fail,E0432\nuse pleat_mm::EfiMm;\n```")]
+#![cfg_attr(
+    not(feature = "efi"),
+    doc = "```compile_fail,E0599\nlet _ = pleat_mm::counters::Counter::MutatorOnEfi;\n```"
+)]
+#![cfg_attr(not(feature = "efi"), doc = "```\nlet _ = pleat_mm::counters::Counter::RefusedByGate;\n```")]
 
 use arch::{Mmu, PteValue, Table, mmu::Entry};
 

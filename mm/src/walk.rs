@@ -17,7 +17,7 @@ pub struct Leaf {
     pub pte: PteValue,
 }
 
-impl<M: Mmu> Mm<M> {
+impl<M: Mmu> Mm<'_, M> {
     /// Calls `visit` with every leaf that translates some of the `size` bytes at `va`, in ascending
     /// order, until it breaks. Takes no lock and issues no maintenance: an entry that changes
     /// meanwhile is seen as it was or as it is.

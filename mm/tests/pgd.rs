@@ -29,7 +29,7 @@ type Page = (u64, KernelProt, MemoryType);
 
 struct World<'a, G: GranuleType> {
     recorder: &'a Recorder<G>,
-    mm: Mm<&'a Recorder<G>>,
+    mm: Mm<'static, &'a Recorder<G>>,
     root: TableFrame,
     pages: BTreeMap<u64, Page>,
 }

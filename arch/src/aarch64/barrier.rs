@@ -19,5 +19,7 @@ barrier!(
     "Earlier accesses and TLB maintenance have completed for the Inner Shareable domain."
 );
 barrier!(dsb_ishst, "dsb ishst", "Earlier stores have completed for the Inner Shareable domain.");
+barrier!(dsb_nsh, "dsb nsh", "Earlier accesses and TLB maintenance have completed for this CPU.");
+barrier!(dsb_nshst, "dsb nshst", "Earlier stores have completed for this CPU.");
 barrier!(dsb_sy, "dsb sy", "Earlier accesses and maintenance have completed for the full system.");
 barrier!(isb, "isb", "Later instructions see the effects of earlier context changes.");

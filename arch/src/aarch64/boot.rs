@@ -1,10 +1,13 @@
 //! What the boot assembly shares with the kernel.
 
-use core::arch::global_asm;
+use core::arch::{asm, global_asm};
 use core::mem::offset_of;
 
+use super::barrier;
 use super::trap::CpuLocal;
 use crate::descriptor::MAIR;
+use crate::mmu::Hafdbs;
+use crate::tlbi::Asid;
 use crate::{PhysAddr, VirtAddr};
 
 /// Where the Image lives: at the address in this 1 GiB slot that agrees with its physical address
@@ -95,6 +98,56 @@ pub unsafe fn load_kernel_root(root: PhysAddr, image_offset: u64) {
             physical(&raw const idmap_root as u64),
             physical(&raw const empty_table as u64),
             physical(replace_ttbr1_low as *const () as u64),
+        );
+    }
+}
+
+/// Loads a user address space into TTBR0, whose entries are tagged with `asid`.
+///
+/// # Safety
+/// `root` must be the physical address of a level 0 table that stays one until [`unload_user_root`] was called on this
+/// CPU, `asid` be its own, and what it maps keep to Rust's aliasing rules.
+pub unsafe fn load_user_root(root: PhysAddr, asid: Asid) {
+    // SAFETY: the caller's contract. Not `nomem`: the tables were written before.
+    unsafe {
+        asm!("msr ttbr0_el1, {}", in(reg) root.get() | u64::from(asid.get()) << 48, options(nostack, preserves_flags));
+    }
+    barrier::isb();
+}
+
+/// Makes TTBR0 translate nothing, with ASID 0. `image_offset` is as for [`load_kernel_root`].
+pub fn unload_user_root(image_offset: u64) {
+    let table = &raw const empty_table as u64 - image_offset;
+    // SAFETY: the table translates nothing.
+    unsafe { asm!("msr ttbr0_el1, {}", in(reg) table, options(nostack, preserves_flags)) };
+    barrier::isb();
+}
+
+/// Lets hardware set the access flag, or that and dirty state, of the tables that this CPU walks (TCR_EL1.HA, HD).
+///
+/// # Safety
+/// The CPU must have it (FEAT_HAFDBS), without an erratum.
+pub unsafe fn enable_hafdbs(hafdbs: Hafdbs) {
+    const HA: u64 = 1 << 39;
+    const HD: u64 = 1 << 40;
+    let bits = match hafdbs {
+        Hafdbs::None => return,
+        Hafdbs::Af => HA,
+        Hafdbs::AfDbm => HA | HD,
+    };
+    // SAFETY: the caller vouches for the CPU. The fields may be cached in a TLB, so what is there goes.
+    unsafe {
+        asm!(
+            "mrs {tcr}, tcr_el1",
+            "orr {tcr}, {tcr}, {bits}",
+            "msr tcr_el1, {tcr}",
+            "isb",
+            "tlbi vmalle1",
+            "dsb nsh",
+            "isb",
+            tcr = out(reg) _,
+            bits = in(reg) bits,
+            options(nostack, preserves_flags)
         );
     }
 }

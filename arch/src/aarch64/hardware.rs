@@ -3,11 +3,11 @@
 
 use core::arch::asm;
 use core::ptr;
-use core::sync::atomic::{AtomicBool, Ordering};
+use core::sync::atomic::{AtomicU8, Ordering};
 
-use super::barrier;
+use super::{barrier, icache};
 use crate::addr::PA_BITS;
-use crate::mmu::Slot;
+use crate::mmu::{Features, Hafdbs, Slot};
 use crate::tlbi::{Form, Tlbi};
 use crate::{Granule, Mmu, PhysAddr, TableFrame, VirtAddr};
 
@@ -17,13 +17,31 @@ pub const LINEAR_BASE: u64 = 0xffff_0000_0000_0000;
 /// Bits of a physical address that the linear map can reach: the image and all windows are above it.
 pub const LINEAR_BITS: u32 = PA_BITS - 1;
 
-/// Whether the CPUs have FEAT_TTL. Without it the level hint must be left out.
-static HAS_TTL: AtomicBool = AtomicBool::new(false);
+/// What all CPUs have in common, packed: see [`configure`]. Nothing, until that is known, which is right on every CPU.
+static FEATURES: AtomicU8 = AtomicU8::new(0);
 
-/// Says that every CPU has FEAT_TTL (ID_AA64MMFR2_EL1.TTL). Until then no level hints are given, which is
-/// right on every CPU.
-pub fn use_level_hints() {
-    HAS_TTL.store(true, Ordering::Relaxed);
+const TTL: u8 = 1 << 0;
+const TLB_RANGE: u8 = 1 << 1;
+const BBM_NO_ABORT: u8 = 1 << 2;
+const HAF: u8 = 1 << 3;
+const HD: u8 = 1 << 4;
+
+/// Says what all CPUs have in common: FEAT_TTL and `features`.
+///
+/// # Safety
+/// Every CPU that will run must have it, and TCR_EL1.HA and HD be set on it as `features.hafdbs` says.
+pub unsafe fn configure(ttl: bool, features: Features) {
+    let hafdbs = match features.hafdbs {
+        Hafdbs::None => 0,
+        Hafdbs::Af => HAF,
+        Hafdbs::AfDbm => HAF | HD,
+    };
+    let flag = |condition, flag| if condition { flag } else { 0 };
+    let packed = flag(ttl, TTL)
+        | flag(features.tlb_range, TLB_RANGE)
+        | flag(features.bbm_no_abort, BBM_NO_ABORT)
+        | hafdbs;
+    FEATURES.store(packed, Ordering::Relaxed);
 }
 
 /// The address of `pa` in the linear map. Whether something is mapped there is another question.
@@ -106,7 +124,8 @@ unsafe impl<W: Window> Mmu for Hardware<W> {
     }
 
     fn invalidate(&self, operation: Tlbi) {
-        let operation = if HAS_TTL.load(Ordering::Relaxed) { operation } else { without_hint(operation) };
+        let operation =
+            if FEATURES.load(Ordering::Relaxed) & TTL != 0 { operation } else { without_hint(operation) };
         let operand = operation.operand();
         macro_rules! tlbi {
             ($($name:literal),*) => {
@@ -136,6 +155,64 @@ unsafe impl<W: Window> Mmu for Hardware<W> {
     fn complete(&self) {
         barrier::dsb_ish();
         barrier::isb();
+    }
+
+    fn features(&self) -> Features {
+        let packed = FEATURES.load(Ordering::Relaxed);
+        Features {
+            tlb_range: packed & TLB_RANGE != 0,
+            bbm_no_abort: packed & BBM_NO_ABORT != 0,
+            hafdbs: match packed & (HAF | HD) {
+                0 => Hafdbs::None,
+                HAF => Hafdbs::Af,
+                _ => Hafdbs::AfDbm,
+            },
+        }
+    }
+
+    fn invalidate_local(&self, operation: Tlbi) {
+        barrier::dsb_nshst();
+        let operation = without_hint(operation);
+        let operand = operation.operand();
+        // SAFETY: as in `invalidate`; the forms that are not broadcast, and whole where there is no such form.
+        unsafe {
+            match operation.form() {
+                Form::Vae1is | Form::Vale1is => {
+                    asm!("tlbi vae1, {}", in(reg) operand, options(nostack, preserves_flags));
+                }
+                Form::Vaae1is | Form::Vaale1is => {
+                    asm!("tlbi vaae1, {}", in(reg) operand, options(nostack, preserves_flags));
+                }
+                Form::Aside1is => asm!("tlbi aside1, {}", in(reg) operand, options(nostack, preserves_flags)),
+                _ => asm!("tlbi vmalle1", options(nostack, preserves_flags)),
+            }
+        }
+        barrier::dsb_nsh();
+        barrier::isb();
+    }
+
+    /// Through the window: the memory must be in it, or this faults.
+    fn sync_icache(&self, start: PhysAddr, size: u64) {
+        icache::sync(VirtAddr::new(self.0.offset().wrapping_add(start.get())), size);
+    }
+
+    unsafe fn store_block(&self, slots: &[Slot], first: u64, step: u64) {
+        let mut raw = first;
+        for pair in slots.chunks(2) {
+            let [one, two] = pair else {
+                // SAFETY: the caller vouches for each value.
+                unsafe { self.store(&pair[0], raw) };
+                continue;
+            };
+            // SAFETY: two slots side by side, of which hardware changes none while they are invalid. A store pair of
+            // X registers is two single-copy atomic stores of 8 bytes (B2.2.1); SIMD registers would promise less.
+            unsafe {
+                asm!("stp {}, {}, [{}]", in(reg) raw, in(reg) raw.wrapping_add(step), in(reg) one,
+                    options(nostack, preserves_flags));
+            }
+            let _ = two;
+            raw = raw.wrapping_add(2 * step);
+        }
     }
 }
 

@@ -190,7 +190,13 @@ pub(crate) fn two_cpus_in_the_page_tables(_: &Context<'_>) -> TestResult {
 }
 
 /// The scenarios' machine: address spaces that are never loaded, whose tables are given back at the end.
-struct Scratch(RefCell<Vec<Folio<'static>>>);
+pub(super) struct Scratch(RefCell<Vec<Folio<'static>>>);
+
+impl Scratch {
+    pub(super) fn new() -> Self {
+        Self(RefCell::new(Vec::new()))
+    }
+}
 
 impl TableAlloc for Scratch {
     fn alloc_table(&self, level: u8) -> Option<TableFrame> {
@@ -207,7 +213,7 @@ impl TableAlloc for Scratch {
 impl Machine for Scratch {
     type M = Hardware<LinearMap>;
 
-    fn new_mm(&self) -> Mm<Self::M> {
+    fn new_mm(&self) -> Mm<'static, Self::M> {
         let root = self.alloc_table(0).expect("there is memory for a root table");
         // SAFETY: its tables are pages of the allocator, which are in the linear map.
         Mm::new_kernel(Hardware(unsafe { LinearMap::new() }), root)
@@ -224,7 +230,7 @@ impl Machine for Scratch {
 pub(crate) fn scenarios(_: &Context<'_>) -> TestResult {
     for (name, scenario) in scenarios::mapping::scenarios::<Scratch>() {
         println!("# scenario {name}");
-        scenario(&Scratch(RefCell::new(Vec::new())));
+        scenario(&Scratch::new());
     }
     Ok(())
 }

@@ -3,6 +3,7 @@
 pub(crate) mod harness;
 
 mod bad_ends;
+mod contpte;
 mod machine;
 mod mapping;
 mod protection;
@@ -36,6 +37,11 @@ const TESTS: &[Test] = &[
     Test::new("timer.tick_matches_counter", machine::tick_matches_counter),
     Test::new("smp.every_cpu_runs_a_function", machine::every_cpu_runs_a_function),
     Test::new("smp.two_cpus_in_the_page_tables", mapping::two_cpus_in_the_page_tables),
+    Test::new("contpte.a_block_is_used_while_it_changes", contpte::a_block_is_used_while_it_changes),
+    Test::new(
+        "contpte.a_block_is_used_while_another_cpu_changes_it",
+        contpte::a_block_is_used_while_another_cpu_changes_it,
+    ),
     Test::on_request("harness.fails_on_request", bad_ends::fails),
     Test::on_request("harness.panics_on_request", bad_ends::panics),
     Test::on_request("harness.panics_elsewhere_on_request", bad_ends::panics_elsewhere),

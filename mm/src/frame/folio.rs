@@ -64,6 +64,22 @@ impl<'m> FolioRef<'m> {
         self.record().maps()
     }
 
+    /// Says that the folio was written, after it was: by the kernel, through whatever mapping; or by a user, as the
+    /// dirty state of an entry told that is now made clean or given up. Before it is mapped executable again, the
+    /// instruction caches are maintained again.
+    pub fn mark_written(&self) {
+        self.record().count_write();
+    }
+
+    /// Has `maintain` make the whole folio visible to instruction fetches of every CPU, unless that was done since it
+    /// was last written.
+    pub(crate) fn make_fetchable(&self, maintain: impl FnOnce()) {
+        if let Some(writes) = self.record().unfetchable_writes() {
+            maintain();
+            self.record().set_fetchable(writes);
+        }
+    }
+
     fn record(&self) -> &'m Frame {
         self.zone.frame(self.index)
     }

@@ -6,12 +6,12 @@ use core::sync::atomic::{AtomicU32, Ordering};
 ///
 /// Which fields mean something depends on the state:
 ///
-/// | state | `refs` | `maps_or_next` | `prev` |
+/// | state | `refs` | `maps_or_next` | `writes_or_prev` |
 /// |---|---|---|---|
 /// | reserved | 0 | - | - |
 /// | first of a free block | 0 | next free block of this order | previous one |
 /// | rest of a free block | 0 | - | - |
-/// | head of a folio | references | mappings | - |
+/// | head of a folio | references | mappings | what instruction fetches may see |
 /// | tail of a folio | 0 | - | - |
 ///
 /// `refs` is shared with nothing: a racing [`FrameMap::get`](super::FrameMap::get) may look at it at any time,
@@ -24,7 +24,7 @@ pub struct Frame {
     state: AtomicU32,
     refs: AtomicU32,
     maps_or_next: AtomicU32,
-    prev: AtomicU32,
+    writes_or_prev: AtomicU32,
 }
 
 // The budget is 32 bytes a frame; a power of two makes the index a shift.
@@ -92,6 +92,12 @@ impl State {
     }
 }
 
+// What instruction fetches may see of a folio: bit 0, and above it how often the folio was written, modulo 2^31.
+// Only a count tells whether it was written while the caches were being maintained.
+/// They see all that was written so often.
+const FETCHABLE: u32 = 1 << 0;
+const ONE_WRITE: u32 = 1 << 1;
+
 /// No block: the end of a free list.
 pub(super) const NIL: u32 = u32::MAX;
 
@@ -107,7 +113,7 @@ impl Frame {
             state: AtomicU32::new(State::Reserved.encode()),
             refs: AtomicU32::new(0),
             maps_or_next: AtomicU32::new(0),
-            prev: AtomicU32::new(0),
+            writes_or_prev: AtomicU32::new(0),
         }
     }
 
@@ -149,19 +155,20 @@ impl Frame {
     }
 
     pub(super) fn prev(&self) -> u32 {
-        self.prev.load(Ordering::Relaxed)
+        self.writes_or_prev.load(Ordering::Relaxed)
     }
 
     pub(super) fn set_prev(&self, index: u32) {
-        self.prev.store(index, Ordering::Relaxed);
+        self.writes_or_prev.store(index, Ordering::Relaxed);
     }
 
     // Counts of a folio, in the record of its head.
 
     /// Makes a folio whose states are written, and which nobody else knows, one with a single reference and no
-    /// mapping.
+    /// mapping, which instruction fetches may see as it was long ago.
     pub(super) fn publish(&self) {
         self.maps_or_next.store(0, Ordering::Relaxed);
+        self.writes_or_prev.store(0, Ordering::Relaxed);
         // Release: who finds the count above 0, with Acquire, finds the states of this folio too. Later changes
         // of the count are read-modify-writes and so belong to the same release sequence.
         self.refs.store(1, Ordering::Release);
@@ -210,6 +217,28 @@ impl Frame {
     pub(super) fn sub_maps(&self, n: u32) -> u32 {
         self.maps_or_next.fetch_sub(n, Ordering::Relaxed)
     }
+
+    /// Counts a write: what instruction fetches see is older.
+    pub(super) fn count_write(&self) {
+        let written = |writes: u32| Some((writes & !FETCHABLE).wrapping_add(ONE_WRITE));
+        // Release: who reads the count maintains the caches after what was written before. Never fails.
+        let _ = self.writes_or_prev.fetch_update(Ordering::Release, Ordering::Relaxed, written);
+    }
+
+    /// The writes so far, as a number for [`Self::set_fetchable`], or `None` where instruction fetches see them all.
+    pub(super) fn unfetchable_writes(&self) -> Option<u32> {
+        // Acquire: pairs with both of the others.
+        let writes = self.writes_or_prev.load(Ordering::Acquire);
+        if writes & FETCHABLE == 0 { Some(writes) } else { None }
+    }
+
+    /// Instruction fetches see all of `writes`. Nothing changes where there was one more meanwhile.
+    pub(super) fn set_fetchable(&self, writes: u32) {
+        let set = writes | FETCHABLE;
+        // Release: who finds it set comes after the maintenance. If it fails, another CPU has maintained the caches too,
+        // or the folio was written again and the next one does.
+        let _ = self.writes_or_prev.compare_exchange(writes, set, Ordering::Release, Ordering::Relaxed);
+    }
 }
 
 #[cfg(test)]
@@ -227,8 +256,8 @@ mod tests {
 
     #[test]
     fn a_new_record_is_zero_and_reserved() {
-        let Frame { state, refs, maps_or_next, prev } = Frame::new();
-        assert_eq!([state, refs, maps_or_next, prev].map(AtomicU32::into_inner), [0; 4]);
+        let Frame { state, refs, maps_or_next, writes_or_prev } = Frame::new();
+        assert_eq!([state, refs, maps_or_next, writes_or_prev].map(AtomicU32::into_inner), [0; 4]);
         assert_eq!(Frame::new().state(), State::Reserved);
     }
 
@@ -263,5 +292,30 @@ mod tests {
         assert_eq!(frame.add_ref_unless_zero(), Some(1));
         assert_eq!((frame.sub_ref(), frame.sub_ref()), (2, 1));
         assert_eq!(frame.add_ref_unless_zero(), None);
+    }
+
+    #[test]
+    fn a_write_during_the_maintenance_is_not_taken_for_one_before() {
+        let frame = Frame::new();
+        frame.publish();
+        let before = frame.unfetchable_writes().unwrap();
+        frame.count_write();
+        frame.set_fetchable(before);
+        let after = frame.unfetchable_writes().expect("written since");
+        // Two CPUs at once.
+        frame.set_fetchable(after);
+        frame.set_fetchable(after);
+        assert_eq!(frame.unfetchable_writes(), None);
+        frame.count_write();
+        assert_ne!(frame.unfetchable_writes(), Some(after));
+    }
+
+    #[test]
+    fn the_count_of_writes_wraps_beside_its_flag() {
+        let frame = Frame::new();
+        frame.writes_or_prev.store(u32::MAX, Ordering::Relaxed);
+        assert_eq!(frame.unfetchable_writes(), None);
+        frame.count_write();
+        assert_eq!(frame.unfetchable_writes(), Some(0));
     }
 }

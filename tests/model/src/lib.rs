@@ -25,6 +25,7 @@ extern crate alloc;
 mod checker;
 pub mod descriptor;
 mod event;
+pub mod mmu;
 mod recorder;
 mod violation;
 

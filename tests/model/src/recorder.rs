@@ -6,7 +6,7 @@ use alloc::vec::Vec;
 use core::marker::PhantomData;
 use core::ptr;
 
-use arch::mmu::Slot;
+use arch::mmu::{Features, Hafdbs, Slot};
 use arch::tlbi::Tlbi;
 use arch::{Granule, Mmu, PhysAddr, TableFrame, VirtAddr};
 use spin::{Mutex, Once};
@@ -204,6 +204,11 @@ unsafe impl<G: GranuleType> Mmu for &Recorder<G> {
     }
 
     unsafe fn store(&self, slot: &Slot, raw: u64) {
+        // SAFETY: the caller keeps the contract of `store`, which is that of `swap`.
+        unsafe { self.swap(slot, raw) };
+    }
+
+    unsafe fn swap(&self, slot: &Slot, raw: u64) -> u64 {
         let mut state = self.state.lock();
         let address = ptr::from_ref(slot).addr();
         let (&start, &frame) = state.by_address.range(..=address).next_back().expect("a slot of a table");
@@ -212,6 +217,22 @@ unsafe impl<G: GranuleType> Mmu for &Recorder<G> {
         // SAFETY: the caller keeps the contract of `Slot::store`, which is the same.
         unsafe { slot.store(raw) };
         state.record(Event::Store { table, index, old, new: raw });
+        old
+    }
+
+    unsafe fn compare_exchange(&self, slot: &Slot, current: u64, new: u64) -> Result<(), u64> {
+        // Nothing else writes to the tables, so the two steps are one.
+        let old = slot.load();
+        if old != current {
+            return Err(old);
+        }
+        // SAFETY: the caller keeps the contract of `compare_exchange`, which is that of `swap`.
+        unsafe { self.swap(slot, new) };
+        Ok(())
+    }
+
+    fn features(&self) -> Features {
+        Features { tlb_range: false, hafdbs: Hafdbs::None, bbm_no_abort: false }
     }
 
     fn publish(&self) {
@@ -225,4 +246,7 @@ unsafe impl<G: GranuleType> Mmu for &Recorder<G> {
     fn complete(&self) {
         self.state.lock().record(Event::Complete);
     }
+
+    /// Concerns no other CPU, and so none of what is judged.
+    fn invalidate_local(&self, _: Tlbi) {}
 }

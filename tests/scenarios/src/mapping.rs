@@ -13,7 +13,7 @@ pub trait Machine {
     /// Its MMU.
     type M: Mmu;
     /// A kernel address space in which nothing is mapped.
-    fn new_mm(&self) -> Mm<Self::M>;
+    fn new_mm(&self) -> Mm<'static, Self::M>;
     /// Where tables for it come from.
     fn tables(&self) -> &dyn TableAlloc;
     /// An operation has ended: what it owes the MMU must have been done by now. Panics if not, where that can be
@@ -59,14 +59,14 @@ fn mapping(va: u64, pa: u64, size: u64, prot: KernelProt) -> Mapping {
     Mapping { va: VirtAddr::new(va), pa: PhysAddr::new(pa), size, prot, memory: MemoryType::Normal }
 }
 
-fn map<S: Machine>(machine: &S, mm: &Mm<S::M>, request: &Mapping) -> Result<(), MapError> {
+fn map<S: Machine>(machine: &S, mm: &Mm<'_, S::M>, request: &Mapping) -> Result<(), MapError> {
     let result = create_pgd_mapping(mm, request, machine.tables());
     machine.operation_ended();
     result
 }
 
 /// Checks that the walk of `request`'s range finds exactly it, and calls `each` with every leaf.
-fn expect_mapped<S: Machine>(mm: &Mm<S::M>, request: &Mapping, mut each: impl FnMut(Leaf)) {
+fn expect_mapped<S: Machine>(mm: &Mm<'_, S::M>, request: &Mapping, mut each: impl FnMut(Leaf)) {
     let mut next = request.va.get();
     let _ = mm.walk(request.va, request.size, |leaf| {
         let size = granule::<S>().level_size(leaf.level);
@@ -97,7 +97,7 @@ fn is_cont(leaf: Leaf) -> bool {
     leaf.pte.flags().contains(PteFlags::CONT)
 }
 
-fn count<S: Machine>(mm: &Mm<S::M>) -> usize {
+fn count<S: Machine>(mm: &Mm<'_, S::M>) -> usize {
     let mut leaves = 0;
     let _ = mm.walk(VirtAddr::new(0xffff_0000_0000_0000), 1 << 48, |_| {
         leaves += 1;
@@ -302,7 +302,7 @@ mod tests {
     impl<G: GranuleType> Machine for Host<G> {
         type M = &'static Recorder<G>;
 
-        fn new_mm(&self) -> Mm<Self::M> {
+        fn new_mm(&self) -> Mm<'static, Self::M> {
             Mm::new_kernel(self.recorder, self.recorder.new_root())
         }
 

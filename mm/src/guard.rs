@@ -1,0 +1,158 @@
+//! The page-table lock of one last-level table, and what is owed while it is held.
+
+use core::ops::Range;
+
+use arch::granule::LAST_LEVEL;
+use arch::{Mmu, PteValue, Table, VirtAddr};
+use arrayvec::ArrayVec;
+
+use crate::Mm;
+use crate::frame::Folio;
+use crate::tlb;
+
+/// Folios that wait for a flush before they are given back; a further one flushes first.
+const BATCH: usize = 32;
+
+/// The page-table lock (PTL) of one last-level table. Whoever changes an entry of the table holds it.
+///
+/// It is also the gather of what was cleared under it: pages whose old translation a TLB may still hold. They are
+/// flushed at once where one of them becomes valid again (DDI 0487, D8.16.1: break, flush, make), and else when the
+/// guard is dropped, before the lock is released: a fault that waits for it may install another frame. Folios that
+/// were given to [`Self::free_after_flush`] are dropped after that flush, never before.
+pub struct PteGuard<'a, 'm, M: Mmu> {
+    mm: &'a Mm<'m, M>,
+    table: Table<'a, M>,
+    /// The first address that the table translates.
+    base: u64,
+    /// Indices of entries whose old translation may still be cached: one range that holds them all.
+    pending: Range<usize>,
+    freed: ArrayVec<Folio<'m>, BATCH>,
+    /// Released last: fields are dropped in their order, after [`Drop::drop`].
+    _lock: spin::MutexGuard<'a, ()>,
+}
+
+impl<'a, 'm, M: Mmu> PteGuard<'a, 'm, M> {
+    pub(crate) fn new(
+        mm: &'a Mm<'m, M>,
+        table: Table<'a, M>,
+        va: VirtAddr,
+        lock: spin::MutexGuard<'a, ()>,
+    ) -> Self {
+        let base = va.get() & !(M::GRANULE.level_size(LAST_LEVEL - 1) - 1);
+        Self { mm, table, base, pending: 0..0, freed: ArrayVec::new(), _lock: lock }
+    }
+
+    /// The address space.
+    pub fn mm(&self) -> &'a Mm<'m, M> {
+        self.mm
+    }
+
+    /// The first address that the table translates, and the bytes that it does.
+    pub fn span(&self) -> (VirtAddr, u64) {
+        (VirtAddr::new(self.base), M::GRANULE.level_size(LAST_LEVEL - 1))
+    }
+
+    /// Index of the entry for `va`.
+    ///
+    /// # Panics
+    /// Where the table does not translate `va`.
+    #[track_caller]
+    pub(crate) fn index(&self, va: VirtAddr) -> usize {
+        let offset = va.get().wrapping_sub(self.base);
+        assert!(offset < self.span().1, "{va} is in another table");
+        (offset >> M::GRANULE.page_shift()) as usize
+    }
+
+    /// Indices of the entries for `nr` pages from `va` on.
+    ///
+    /// # Panics
+    /// Where the table does not translate all of them, or there are none.
+    #[track_caller]
+    pub(crate) fn indices(&self, va: VirtAddr, nr: usize) -> Range<usize> {
+        let start = self.index(va);
+        assert!(nr > 0 && nr <= M::GRANULE.entries() - start, "{nr} pages at {va} are not in one table");
+        start..start + nr
+    }
+
+    pub(crate) fn va(&self, index: usize) -> VirtAddr {
+        VirtAddr::new(self.base + ((index as u64) << M::GRANULE.page_shift()))
+    }
+
+    pub(crate) fn table(&self) -> Table<'a, M> {
+        self.table
+    }
+
+    pub(crate) fn get(&self, index: usize) -> PteValue {
+        self.table.leaf(index)
+    }
+
+    /// The old translations of these entries may be cached until the next flush.
+    pub(crate) fn owe_flush(&mut self, indices: Range<usize>) {
+        if self.pending.is_empty() {
+            self.pending = indices;
+        } else {
+            self.pending = self.pending.start.min(indices.start)..self.pending.end.max(indices.end);
+        }
+    }
+
+    /// To be called before any of these entries becomes valid: what was there must not be cached any more.
+    #[inline]
+    pub(crate) fn before_valid(&mut self, indices: &Range<usize>) {
+        if indices.start < self.pending.end && self.pending.start < indices.end {
+            self.flush();
+        }
+    }
+
+    /// Flushes these entries, together with what is owed if the two overlap, and waits until every CPU has done it.
+    pub(crate) fn flush_with(&mut self, indices: Range<usize>) {
+        if indices.start < self.pending.end && self.pending.start < indices.end {
+            self.owe_flush(indices);
+            self.flush();
+        } else {
+            tlb::flush_range(self.mm, self.va(indices.start), indices.len() as u64);
+        }
+    }
+
+    /// Every public function that changes entries says so here: nobody may call one on `efi_mm`. Reported are the
+    /// function and the table; then it goes on, as a `VM_WARN_ON` does. Not the gate of `contpte`: that one folds and
+    /// unfolds nothing there, whoever asks. Without `efi_mm` this is nothing at all.
+    #[inline(always)]
+    pub(crate) fn mutates(&self, function: &'static str) {
+        #[cfg(feature = "efi")]
+        if matches!(self.mm.kind(), crate::mm_struct::Kind::Efi { .. }) {
+            self.warn_efi(function);
+        }
+        #[cfg(not(feature = "efi"))]
+        let _ = function;
+    }
+
+    #[cfg(feature = "efi")]
+    #[cold]
+    fn warn_efi(&self, function: &'static str) {
+        self.mm.counters().add(crate::counters::Counter::MutatorOnEfi, 1);
+        log::warn!("{function} was called on efi_mm, in the table at {}", VirtAddr::new(self.base));
+    }
+
+    /// Flushes what is owed and gives back what waited for it. Waits until every CPU has done it.
+    pub fn flush(&mut self) {
+        if !self.pending.is_empty() {
+            tlb::flush_range(self.mm, self.va(self.pending.start), self.pending.len() as u64);
+            self.pending = 0..0;
+        }
+        self.freed.clear();
+    }
+
+    /// Drops `folio` after the next flush: the pages that were cleared may still be written to through a TLB.
+    pub fn free_after_flush(&mut self, folio: Folio<'m>) {
+        if self.freed.is_full() {
+            self.flush();
+        }
+        self.freed.push(folio);
+    }
+}
+
+impl<M: Mmu> Drop for PteGuard<'_, '_, M> {
+    fn drop(&mut self) {
+        self.flush();
+    }
+}

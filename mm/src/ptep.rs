@@ -1,0 +1,525 @@
+//! The public API: entries of user memory read and changed, whatever is folded.
+//!
+//! Nobody who calls it knows of blocks. Each function handles one page the short way, and leaves to `contpte` what is
+//! folded already or might be folded now. Names and meaning are Linux's. Addresses may point anywhere into a page;
+//! numbers are of pages.
+//!
+//! # Contract
+//! *Lock:* what changes something takes the [`PteGuard`] of the table exclusively; what reads exactly borrows it.
+//! [`ptep_get_lockless`] takes none.
+//!
+//! *Maintenance:* each function says what it issues and completes itself. What it clears, or takes a permission from, it
+//! *owes* a flush; the guard remembers that, and does it before any of these pages is valid again, or before the lock is
+//! released (DDI 0487, D8.16.1, RWHZWS, RDDMVT). The flush of a fold or unfold is complete on return.
+//!
+//! *Contiguous bit:* getters let it show, setters ignore it in what they are given.
+//!
+//! *Panics:* each function does where the guard's table does not translate all of the pages, or there are none. In a
+//! kernel address space, where a part of a static Contiguous mapping would change.
+//!
+//! A setter needs the lock, and for itself:
+//! ```
+//! use arch::{Mmu, PteValue, VirtAddr};
+//! use pleat_mm::{PteGuard, ptep};
+//!
+//! fn map<M: Mmu>(guard: &mut PteGuard<'_, '_, M>, va: VirtAddr, pte: PteValue) {
+//!     ptep::set_ptes(guard, va, pte, 1);
+//! }
+//! ```
+//! ```compile_fail,E0308
+//! use arch::{Mmu, PteValue, VirtAddr};
+//! use pleat_mm::{PteGuard, ptep};
+//!
+//! fn map<M: Mmu>(guard: &PteGuard<'_, '_, M>, va: VirtAddr, pte: PteValue) {
+//!     ptep::set_ptes(guard, va, pte, 1);
+//! }
+//! ```
+//! ```compile_fail,E0308
+//! use arch::{Mmu, PteValue, VirtAddr};
+//! use pleat_mm::{Mm, ptep};
+//!
+//! fn map<M: Mmu>(mm: &mut Mm<'_, M>, va: VirtAddr, pte: PteValue) {
+//!     ptep::set_ptes(mm, va, pte, 1);
+//! }
+//! ```
+
+use core::fmt;
+
+use arch::mmu::Hafdbs;
+use arch::{Mmu, PteFlags, PteValue, VirtAddr};
+
+use crate::contpte::{self, block_of, cont_ptes, expand, try_fold, try_unfold, unfold_partial_ends};
+use crate::counters::Counter;
+use crate::guard::PteGuard;
+use crate::pte::{Pte, needs_break};
+use crate::{Mm, icache, tlb};
+
+/// Reads the entry of `va`. Of a folded block it tells the Contiguous bit, and young and dirty of the whole block: hardware
+/// may have set them in any of its entries, and need not in a second (RLCGVS, RGPHKF).
+///
+/// *Maintenance:* none.
+pub fn ptep_get<M: Mmu>(guard: &PteGuard<'_, '_, M>, va: VirtAddr) -> PteValue {
+    let index = guard.index(va);
+    let pte = guard.get(index);
+    if pte.is_folded() { gather(guard, index, pte) } else { pte }
+}
+
+/// The entry with young and dirty of its block.
+fn gather<M: Mmu>(guard: &PteGuard<'_, '_, M>, index: usize, pte: PteValue) -> PteValue {
+    let mut pte = pte;
+    for sibling in block_of::<M>(index).map(|index| guard.get(index)) {
+        pte = with_flags_of(pte, sibling);
+        if pte.is_young() && pte.is_dirty() {
+            break;
+        }
+    }
+    pte
+}
+
+/// The entry, also young and dirty where the other one is.
+fn with_flags_of(pte: PteValue, other: PteValue) -> PteValue {
+    let pte = if other.is_young() { pte.mkyoung() } else { pte };
+    if other.is_dirty() && !pte.is_dirty() { pte.mkdirty() } else { pte }
+}
+
+/// [`set_pte`] met an entry of a folded block, and left it as it was.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Folded {
+    /// The index of the entry.
+    pub index: usize,
+}
+
+impl fmt::Display for Folded {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "entry {} belongs to a folded block", self.index)
+    }
+}
+
+impl core::error::Error for Folded {}
+
+/// Sets entry `index` of the guard's table, by its place alone: it folds and unfolds nothing. For an entry that can't be in
+/// a block; any other is for [`set_ptes`].
+///
+/// *Maintenance:* none issued for a user's. Owed where a live entry is replaced.
+///
+/// # Errors
+/// [`Folded`] where the entry belongs to a folded block; nothing was changed, since valid entries of a group must not differ
+/// in the Contiguous bit (RQTRPM). Also warned of, and counted as [`Counter::SetPteOnFolded`].
+///
+/// # Panics
+/// As [`set_ptes`] of one page; where the table has no entry `index`.
+pub fn set_pte<M: Mmu>(guard: &mut PteGuard<'_, '_, M>, index: usize, pte: PteValue) -> Result<(), Folded> {
+    guard.mutates("set_pte");
+    if guard.get(index).is_folded() {
+        return Err(warn_folded(guard, index));
+    }
+    icache::before_executable(guard.mm(), pte);
+    store(guard, index, pte.mknoncont());
+    publish_kernel(guard, pte);
+    Ok(())
+}
+
+#[cold]
+fn warn_folded<M: Mmu>(guard: &PteGuard<'_, '_, M>, index: usize) -> Folded {
+    guard.mm().counters().add(Counter::SetPteOnFolded, 1);
+    log::warn!("set_pte on the folded block at {}", guard.va(index));
+    Folded { index }
+}
+
+/// Sets the entries of `nr` pages from `va` on to `pte` and the pages that follow it.
+///
+/// One page may replace a live entry, if that needs no break-before-make: other permissions, young or dirty. Several must
+/// all be invalid before, and lie in one folio. Blocks that are wholly covered and congruent are folded at once, and one
+/// page folds the block whose last it is, if its siblings fit.
+///
+/// *Maintenance:* none of its own for a user's page. It first does the flush that the guard owes for these pages, if any,
+/// and owes one for a live entry that it replaces. Folding a block by its last page issues one for the block and completes
+/// it; so does unfolding one. For the kernel's, `dsb ishst; isb` once: they must not fault spuriously. Before a user may execute
+/// what was written since the folio was last made executable, the instruction caches: see `icache`.
+///
+/// # Panics
+/// Where a live entry would change its frame, memory type, shareability, scope or size: break-before-make is the caller's
+/// (RWHZWS). Where several are not valid. In debug builds where several replace a live entry.
+///
+/// # Examples
+/// ```
+/// # mod machine { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/common/machine.rs")); }
+/// # let machine::World { mm, frames, plain: tables, .. } = machine::World::<machine::K4>::default();
+/// use arch::{PteValue, VirtAddr};
+/// use pleat_mm::counters::Counter;
+/// use pleat_mm::pte::{Pte, UserProt};
+/// use pleat_mm::ptep::{pte_batch_hint, ptep_get, set_ptes};
+///
+/// let folio = frames.alloc(4)?; // 16 pages of 4 KiB, aligned to 64 KiB
+/// let pte = PteValue::new_user(folio.head().addr(mm.granule()), UserProt::ReadWrite);
+/// let va = VirtAddr::new(0x40_0000);
+///
+/// let mut guard = mm.lock_table(va, tables)?;
+/// set_ptes(&mut guard, va, pte, 16);
+/// assert!(ptep_get(&guard, va).is_folded());
+/// assert_eq!(pte_batch_hint(&guard, va), 16);
+///
+/// // Page by page it comes to the same, by one conversion when the last is set.
+/// let va = VirtAddr::new(0x41_0000);
+/// for page in 0..16 {
+///     set_ptes(&mut guard, VirtAddr::new(va.get() + page * 0x1000), pte.advance(page * 0x1000), 1);
+/// }
+/// assert!(ptep_get(&guard, va).is_folded());
+/// assert_eq!(mm.counters().get(Counter::FoldedAtOnce), 1);
+/// assert_eq!(mm.counters().get(Counter::Folds), 1);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+pub fn set_ptes<M: Mmu>(guard: &mut PteGuard<'_, '_, M>, va: VirtAddr, pte: PteValue, nr: usize) {
+    guard.mutates("set_ptes");
+    let indices = guard.indices(va, nr);
+    let pte = pte.mknoncont();
+    icache::before_executable(guard.mm(), pte);
+    if nr == 1 {
+        let index = indices.start;
+        try_unfold(guard, index, Counter::UnfoldsBySet);
+        store(guard, index, pte);
+        try_fold(guard, index, pte);
+    } else {
+        assert!(pte.is_valid(), "{va}: {nr} entries set to {pte:?}, which is not valid");
+        guard.before_valid(&indices);
+        contpte::set_many(guard, indices, pte);
+    }
+    publish_kernel(guard, pte);
+}
+
+/// Stores one entry that is in no block, after what must be flushed before, and owes what must be after.
+#[inline]
+fn store<M: Mmu>(guard: &mut PteGuard<'_, '_, M>, index: usize, pte: PteValue) {
+    let indices = index..index + 1;
+    if pte.is_valid() {
+        guard.before_valid(&indices);
+    }
+    let old = guard.get(index);
+    if old.is_valid() {
+        let va = guard.va(index);
+        assert!(
+            !pte.is_valid() || !needs_break(old, pte),
+            "{va}: the live entry {old:?} would become {pte:?}"
+        );
+        guard.owe_flush(indices);
+    }
+    if old.is_valid() && pte.is_valid() && guard.mm().mmu().features().hafdbs == Hafdbs::AfDbm {
+        // Hardware may make the live entry dirty until the very moment in which it is replaced.
+        contpte::update(guard, index, |current| if current.is_dirty() { pte.mkdirty() } else { pte });
+    } else {
+        guard.table().set_leaf(index, pte);
+    }
+}
+
+/// A kernel mapping must not fault spuriously; a user's may. Told by the entry, not by the address space.
+#[inline]
+fn publish_kernel<M: Mmu>(guard: &PteGuard<'_, '_, M>, pte: PteValue) {
+    if pte.is_valid() && !pte.flags().contains(PteFlags::USER) {
+        guard.mm().mmu().publish();
+    }
+}
+
+/// Clears the entries of `nr` pages from `va` on, as [`get_and_clear_ptes`] does.
+pub fn clear_ptes<M: Mmu>(guard: &mut PteGuard<'_, '_, M>, va: VirtAddr, nr: usize) {
+    get_and_clear_ptes(guard, va, nr);
+}
+
+/// Clears the entries of `nr` pages from `va` on and returns the first; if that was valid, with young and dirty of all
+/// valid ones. Linux's `full`, a hint that all of the address space goes, would change nothing here.
+///
+/// Blocks that are wholly covered need not be unfolded: all their entries are invalid before anything is flushed, so none
+/// can fill a TLB again (RSKQHL).
+///
+/// *Maintenance:* an unfold of a partly covered block at either end issues and completes its own. Owed for the pages.
+///
+/// # Examples
+/// ```
+/// # mod machine { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/common/machine.rs")); }
+/// # let machine::World { mm, frames, plain: tables, .. } = machine::World::<machine::K4>::default();
+/// use arch::{PteValue, VirtAddr};
+/// use pleat_mm::counters::Counter;
+/// use pleat_mm::pte::{Pte, UserProt};
+/// use pleat_mm::ptep::{get_and_clear_ptes, ptep_get, set_ptes};
+///
+/// let folio = frames.alloc(5)?; // two blocks
+/// let pte = PteValue::new_user(folio.head().addr(mm.granule()), UserProt::ReadWrite);
+/// let va = |page: u64| VirtAddr::new(0x40_0000 + page * 0x1000);
+/// let mut guard = mm.lock_table(va(0), tables)?;
+/// set_ptes(&mut guard, va(0), pte, 32);
+///
+/// // The first block wholly and a part of the second, which is unfolded for it.
+/// let first = get_and_clear_ptes(&mut guard, va(0), 20);
+/// assert_eq!(first.pa(), pte.pa());
+/// assert!(!ptep_get(&guard, va(19)).is_valid());
+/// assert!(ptep_get(&guard, va(20)).is_valid() && !ptep_get(&guard, va(20)).is_folded());
+/// assert_eq!(mm.counters().get(Counter::UnfoldsByClear), 1);
+///
+/// // The folio may be given back once no TLB has its pages, which the guard sees to.
+/// guard.free_after_flush(folio);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+pub fn get_and_clear_ptes<M: Mmu>(guard: &mut PteGuard<'_, '_, M>, va: VirtAddr, nr: usize) -> PteValue {
+    guard.mutates("get_and_clear_ptes");
+    let indices = guard.indices(va, nr);
+    unfold_partial_ends(guard, &indices, Counter::UnfoldsByClear);
+    let mut first = contpte::clear(guard, indices.start);
+    let mut any_valid = first.is_valid();
+    for index in indices.start + 1..indices.end {
+        let pte = contpte::clear(guard, index);
+        if !pte.is_valid() {
+            continue;
+        }
+        any_valid = true;
+        // Not into an invalid entry: its bits are whatever its owner wrote.
+        if first.is_valid() {
+            first = with_flags_of(first, pte);
+        }
+        if pte.is_folded() && index + 1 == block_of::<M>(index).end {
+            guard.mm().counters().add(Counter::ClearedFolded, 1);
+        }
+    }
+    if any_valid {
+        guard.owe_flush(indices);
+    }
+    first
+}
+
+/// Clears the entry of `va`. *Maintenance:* that of an unfold, if any; owed for the page.
+pub fn ptep_clear<M: Mmu>(guard: &mut PteGuard<'_, '_, M>, va: VirtAddr) {
+    get_and_clear_ptes(guard, va, 1);
+}
+
+/// Clears the entry of `va` and returns it. *Maintenance:* that of an unfold, if any; owed for the page.
+pub fn ptep_get_and_clear<M: Mmu>(guard: &mut PteGuard<'_, '_, M>, va: VirtAddr) -> PteValue {
+    get_and_clear_ptes(guard, va, 1)
+}
+
+/// Takes the permission to write from `nr` pages from `va` on; which of them were dirty is kept. Blocks that are wholly
+/// covered stay folded.
+///
+/// *Maintenance:* an unfold of a partly covered block at either end issues and completes its own. Owed for the pages, if any
+/// entry changed.
+pub fn wrprotect_ptes<M: Mmu>(guard: &mut PteGuard<'_, '_, M>, va: VirtAddr, nr: usize) {
+    guard.mutates("wrprotect_ptes");
+    let indices = guard.indices(va, nr);
+    unfold_partial_ends(guard, &indices, Counter::UnfoldsByWriteProtect);
+    let mut changed = false;
+    for index in indices.clone() {
+        if guard.get(index).is_valid() {
+            let (old, new) = contpte::update(guard, index, PteValue::wrprotect);
+            changed |= old != new;
+        }
+    }
+    if changed {
+        guard.owe_flush(indices);
+    }
+}
+
+/// Makes the page at `va` old, and the whole block where it is folded, which it stays; whether any was young.
+///
+/// *Maintenance:* none: until the entry leaves the TLB by itself, accesses go unnoticed.
+pub fn ptep_test_and_clear_young<M: Mmu>(guard: &mut PteGuard<'_, '_, M>, va: VirtAddr) -> bool {
+    guard.mutates("ptep_test_and_clear_young");
+    let index = guard.index(va);
+    let mut young = false;
+    for index in expand(guard, index..index + 1) {
+        if guard.get(index).is_valid() {
+            young |= contpte::update(guard, index, PteValue::mkold).0.is_young();
+        }
+    }
+    young
+}
+
+/// As [`ptep_test_and_clear_young`].
+///
+/// *Maintenance:* if it was young, the invalidation of the page or the block is issued, and not waited for: a stale entry
+/// costs no more than an access that goes unnoticed.
+pub fn ptep_clear_flush_young<M: Mmu>(guard: &mut PteGuard<'_, '_, M>, va: VirtAddr) -> bool {
+    let young = ptep_test_and_clear_young(guard, va);
+    if young {
+        let index = guard.index(va);
+        let flushed = expand(guard, index..index + 1);
+        tlb::flush_range_nosync(guard.mm(), guard.va(flushed.start), flushed.len() as u64);
+    }
+    young
+}
+
+/// What [`clear_young_dirty_ptes`] clears.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum YoungDirty {
+    /// Young.
+    Young,
+    /// Dirty.
+    Dirty,
+    /// Both.
+    Both,
+}
+
+/// Makes `nr` pages from `va` on old, or clean, or both, and the whole block at either end where it is folded, which it
+/// stays.
+///
+/// *Maintenance:* none issued. Owed where a page became clean: a write through an old translation would go unnoticed.
+pub fn clear_young_dirty_ptes<M: Mmu>(
+    guard: &mut PteGuard<'_, '_, M>,
+    va: VirtAddr,
+    nr: usize,
+    what: YoungDirty,
+) {
+    guard.mutates("clear_young_dirty_ptes");
+    let indices = guard.indices(va, nr);
+    let indices = expand(guard, indices);
+    let mut cleaned = false;
+    for index in indices.clone() {
+        if guard.get(index).is_valid() {
+            let (old, new) = contpte::update(guard, index, |pte| match what {
+                YoungDirty::Young => pte.mkold(),
+                YoungDirty::Dirty => pte.mkclean(),
+                YoungDirty::Both => pte.mkold().mkclean(),
+            });
+            cleaned |= old.is_dirty() != new.is_dirty();
+        }
+    }
+    if cleaned {
+        guard.owe_flush(indices);
+    }
+}
+
+/// After a fault at `va`: gives its entry the permission to write, young and dirty of `entry`, none of which is ever taken
+/// away by this. Whether anything changed; if not, another CPU was faster, or the fault is spurious: then the page needs
+/// an invalidation on this CPU alone.
+///
+/// Nothing is to be done only if every entry of a folded block satisfies the request by itself: a walk reads one of them,
+/// whatever the others say. A block stays folded unless the permission to write changes.
+///
+/// *Maintenance:* where a valid, young entry became writable without a fault, the page or the block is flushed, completely.
+/// None for young alone: an entry without the access flag is never cached (RXCLRD).
+///
+/// # Panics
+/// Where the entry is not valid.
+pub fn ptep_set_access_flags<M: Mmu>(guard: &mut PteGuard<'_, '_, M>, va: VirtAddr, entry: PteValue) -> bool {
+    guard.mutates("ptep_set_access_flags");
+    let index = guard.index(va);
+    let current = guard.get(index);
+    assert!(current.is_valid(), "{va}: access flags of an invalid entry");
+    let merged = |pte: PteValue| {
+        let pte = if entry.is_writable() { pte.mkwrite() } else { pte };
+        let pte = if entry.is_young() { pte.mkyoung() } else { pte };
+        // Also where software knows it to be dirty already: the next write must not fault again. Where `RDONLY` is
+        // clear, hardware state says it, and nothing is missing.
+        if entry.is_dirty() && pte.flags().contains(PteFlags::RDONLY) { pte.mkdirty() } else { pte }
+    };
+    let all = expand(guard, index..index + 1);
+    if all.clone().all(|index| merged(guard.get(index)) == guard.get(index)) {
+        return false;
+    }
+    let permission_changes = entry.is_writable() && !current.is_writable();
+    let changed = if permission_changes && current.is_folded() {
+        try_unfold(guard, index, Counter::UnfoldsByAccessFlags);
+        index..index + 1
+    } else {
+        all
+    };
+    let mut stale = false;
+    for index in changed.clone() {
+        let (old, new) = contpte::update(guard, index, merged);
+        let gained = old.flags().contains(PteFlags::RDONLY) && !new.flags().contains(PteFlags::RDONLY);
+        stale |= gained && old.is_young();
+    }
+    if stale {
+        tlb::flush_range(guard.mm(), guard.va(changed.start), changed.len() as u64);
+    }
+    true
+}
+
+/// Begins a change of the permission of `nr` pages from `va` on: clears their entries and returns the first, with young and
+/// dirty of all. [`modify_prot_commit`] ends it. In between, accesses fault and wait for the guard.
+///
+/// *Maintenance:* as [`get_and_clear_ptes`].
+#[must_use = "the entries are cleared until modify_prot_commit"]
+pub fn modify_prot_start<M: Mmu>(guard: &mut PteGuard<'_, '_, M>, va: VirtAddr, nr: usize) -> PteValue {
+    get_and_clear_ptes(guard, va, nr)
+}
+
+/// Ends a change of permission: sets the entries of `nr` pages from `va` on, of all that were cleared or of some. Blocks
+/// that are wholly covered are folded again, whatever they were.
+///
+/// *Maintenance:* what was cleared is flushed first, completely; so no entry becomes valid beside what a TLB still holds.
+///
+/// # Panics
+/// As [`set_ptes`].
+pub fn modify_prot_commit<M: Mmu>(guard: &mut PteGuard<'_, '_, M>, va: VirtAddr, pte: PteValue, nr: usize) {
+    set_ptes(guard, va, pte, nr);
+}
+
+/// How many entries from `va` on surely continue it: those left of its block where it is folded, else 1. No more than are
+/// in the table. *Maintenance:* none.
+pub fn pte_batch_hint<M: Mmu>(guard: &PteGuard<'_, '_, M>, va: VirtAddr) -> usize {
+    let index = guard.index(va);
+    if guard.get(index).is_folded() { block_of::<M>(index).end - index } else { 1 }
+}
+
+/// What a reader without the lock has: interrupts are masked on its CPU, so that no table that it reads is freed.
+pub struct LocklessGuard(());
+
+impl LocklessGuard {
+    /// Whoever makes it masks interrupts for as long as it lives.
+    pub const fn interrupts_masked() -> Self {
+        Self(())
+    }
+}
+
+/// Reads of a folded block without the lock, before they give up and take it. A model checker tries every order of each.
+const LOCKLESS_TRIES: usize = if cfg!(loom) { 2 } else { 64 };
+
+/// A lockless read met entries that kept changing.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Busy;
+
+impl fmt::Display for Busy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("the block kept changing while it was read without its lock")
+    }
+}
+
+impl core::error::Error for Busy {}
+
+/// Reads the entry of `va` without the lock, as [`ptep_get`] does with it; [`PteValue::NONE`] where there is no table. Of a
+/// folded block every entry must be read as valid and Contiguous, in sequence and with equal attributes; else the block
+/// changed meanwhile, and it is read again. During a conversion the entry is read as invalid, as a walker would.
+///
+/// *Maintenance:* none.
+///
+/// # Errors
+/// [`Busy`] after 64 tries in each of which the block was changed: take the lock.
+pub fn ptep_get_lockless<M: Mmu>(mm: &Mm<'_, M>, va: VirtAddr, _: &LocklessGuard) -> Result<PteValue, Busy> {
+    let Some(table) = mm.last_level_table(va) else { return Ok(PteValue::NONE) };
+    let index = M::GRANULE.index(va.get(), arch::granule::LAST_LEVEL);
+    let page = M::GRANULE.page_size();
+    for _ in 0..LOCKLESS_TRIES {
+        let pte = table.leaf(index);
+        if !pte.is_folded() {
+            return Ok(pte);
+        }
+        let block = block_of::<M>(index);
+        let mut gathered = pte;
+        let mut expected = None;
+        let consistent = block.clone().all(|sibling_index| {
+            let sibling = table.leaf(sibling_index);
+            let offset = (sibling_index - block.start) as u64 * page;
+            let expected = *expected.get_or_insert(sibling.attributes());
+            gathered = with_flags_of(gathered, sibling);
+            sibling.is_folded() && sibling.attributes() == expected.advanced(offset)
+        });
+        let here = (index - block.start) as u64 * page;
+        if consistent && expected.is_some_and(|expected| expected.advanced(here) == pte.attributes()) {
+            return Ok(gathered);
+        }
+        core::hint::spin_loop();
+    }
+    Err(Busy)
+}
+
+/// Entries of a block, which is how far one fault, one flush or one batch may reach.
+pub const fn block_pages<M: Mmu>() -> usize {
+    cont_ptes::<M>()
+}

@@ -1,0 +1,55 @@
+//! TLB maintenance of one address space: which operations, how many, and in what order.
+//!
+//! Every function issues operations for leaf entries at level 3, with that level as a hint, for the ASID of the mm
+//! (every ASID for the kernel's). Descriptor stores come first: [`Mmu::publish`] is issued before the first
+//! operation (DDI 0487, D8.16, RDDMVT).
+
+use arch::granule::LAST_LEVEL;
+use arch::tlbi::{MAX_RANGE_PAGES, Space, Tlbi};
+use arch::{Mmu, VirtAddr};
+
+use crate::Mm;
+use crate::counters::Counter;
+
+/// Without range operations, more pages than this are invalidated by ASID instead: one operation then costs less
+/// than the misses that follow it.
+pub const MAX_PAGE_OPERATIONS: u64 = 512;
+
+/// Issues the invalidation of `pages` pages from `va` on, and does not wait for it.
+pub(crate) fn flush_range_nosync<M: Mmu>(mm: &Mm<'_, M>, va: VirtAddr, pages: u64) {
+    let mmu = mm.mmu();
+    mmu.publish();
+    // Only now: a CPU that is given another ASID from here on walks the tables as they are published.
+    let Some(space) = mm.space() else { return };
+    let (granule, level) = (M::GRANULE, Some(LAST_LEVEL));
+    if mmu.features().tlb_range
+        && pages <= MAX_RANGE_PAGES
+        && let Ok(operations) = Tlbi::range(va, pages, space, true, granule, level)
+    {
+        operations.for_each(|operation| issue(mm, operation));
+    } else if pages <= MAX_PAGE_OPERATIONS {
+        for page in 0..pages {
+            let va = VirtAddr::new(va.get() + page * granule.page_size());
+            issue(mm, Tlbi::Page { va, space, last_level: true, granule, level });
+        }
+    } else {
+        issue(
+            mm,
+            match space {
+                Space::Asid(asid) => Tlbi::Asid(asid),
+                Space::All => Tlbi::All,
+            },
+        );
+    }
+}
+
+/// Issues the invalidation of `pages` pages from `va` on and waits until every CPU has done it.
+pub(crate) fn flush_range<M: Mmu>(mm: &Mm<'_, M>, va: VirtAddr, pages: u64) {
+    flush_range_nosync(mm, va, pages);
+    mm.mmu().complete();
+}
+
+fn issue<M: Mmu>(mm: &Mm<'_, M>, operation: Tlbi) {
+    mm.counters().add(Counter::TlbInvalidations, 1);
+    mm.mmu().invalidate(operation);
+}
