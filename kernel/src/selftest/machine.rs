@@ -15,6 +15,16 @@ use crate::console::println;
 use crate::vm::{GRANULE, PAGE};
 use crate::{cpu, heap, memory, smp, timer, vm};
 
+/// Runs `f` on one CPU after the other; fails the test with what the first one objects to.
+fn on_every_cpu(f: fn() -> Result<(), &'static str>) -> TestResult {
+    for index in 0..cpu::count() {
+        let result =
+            if index == cpu::index() { f() } else { smp::spawn_on(index, f).expect("the CPU waits").join() };
+        check!(result.is_ok(), "CPU {index}: {}", result.unwrap_err());
+    }
+    Ok(())
+}
+
 /// The state that the boot assembly owes, on every CPU.
 pub(crate) fn registers(_: &Context<'_>) -> TestResult {
     fn here() -> Result<(), &'static str> {
@@ -30,15 +40,7 @@ pub(crate) fn registers(_: &Context<'_>) -> TestResult {
         expect(!DAIF.is_set(DAIF::A), "SErrors are masked")?;
         expect(!DAIF.is_set(DAIF::I), "interrupts are masked")
     }
-    for index in 0..cpu::count() {
-        let result = if index == cpu::index() {
-            here()
-        } else {
-            smp::spawn_on(index, here).expect("the CPU waits").join()
-        };
-        check!(result.is_ok(), "CPU {index}: {}", result.unwrap_err());
-    }
-    Ok(())
+    on_every_cpu(here)
 }
 
 pub(crate) fn frames_check(context: &Context<'_>) -> TestResult {
@@ -174,15 +176,7 @@ pub(crate) fn tick_matches_counter(_: &Context<'_>) -> TestResult {
             core::hint::spin_loop();
         }
     }
-    for index in 0..cpu::count() {
-        let result = if index == cpu::index() {
-            here()
-        } else {
-            smp::spawn_on(index, here).expect("the CPU waits").join()
-        };
-        check!(result.is_ok(), "CPU {index}: {}", result.unwrap_err());
-    }
-    Ok(())
+    on_every_cpu(here)
 }
 
 pub(crate) fn every_cpu_runs_a_function(context: &Context<'_>) -> TestResult {
