@@ -143,7 +143,8 @@ impl Mapping {
 ///
 /// # Panics
 /// Where a live entry would change in anything but its permissions, or only a part of a live block
-/// or Contiguous group would change: the message names the address. Nothing was changed then.
+/// or Contiguous group would change: the message names the address. No leaf was changed then,
+/// though tables may have been added. A request that is also short of tables may end in that error instead.
 pub fn create_pgd_mapping<M: Mmu>(
     mm: &Mm<'_, M>,
     mapping: &Mapping,
