@@ -77,7 +77,7 @@ fn fold<M: Mmu>(guard: &mut PteGuard<'_, '_, M>, index: usize, counter: Counter)
     if obstacle::<M>(guard.va(block.start), block.clone().map(|index| guard.get(index)), holds).is_some() {
         return false;
     }
-    convert(guard, block, Conversion::Fold);
+    convert(guard, Conversion::Fold(index), |pte| pte);
     guard.mm().counters().add(counter, 1);
     true
 }
@@ -86,52 +86,104 @@ fn fold<M: Mmu>(guard: &mut PteGuard<'_, '_, M>, index: usize, counter: Counter)
 #[inline]
 pub(crate) fn try_unfold<M: Mmu>(guard: &mut PteGuard<'_, '_, M>, index: usize, cause: Counter) {
     if guard.get(index).is_folded() {
-        unfold(guard, index, cause);
+        unfold(guard, index..index, cause, |pte| pte);
     }
 }
 
-fn unfold<M: Mmu>(guard: &mut PteGuard<'_, '_, M>, index: usize, cause: Counter) {
+/// Unfolds the block that `part` is in, with `change` made to the entries of the part before they become valid again, if
+/// they do: so they are flushed once, with the block. Returns the first of them as it was, with young and dirty of the
+/// block; `None` where nothing was unfolded, for the mm is not a user's.
+pub(crate) fn unfold<M: Mmu>(
+    guard: &mut PteGuard<'_, '_, M>,
+    part: Range<usize>,
+    cause: Counter,
+    change: impl Fn(PteValue) -> PteValue,
+) -> Option<PteValue> {
     if mm_is_user(guard.mm()).is_some() {
-        convert(guard, block_of::<M>(index), Conversion::Unfold);
+        let offset = (part.start % cont_ptes::<M>()) as u64 * M::GRANULE.page_size();
+        let first = convert(guard, Conversion::Unfold(part), change);
         guard.mm().counters().add(cause, 1);
-        return;
+        return Some(first.advanced(offset));
     }
     // A static Contiguous mapping is never taken apart; to change a part of it would leave entries that differ beside
     // those that a TLB may hold as one. On `efi_mm` the whole call is a bug, which was reported when it began.
-    let va = guard.va(index);
+    let va = guard.va(part.start);
     assert!(
         !matches!(guard.mm().kind(), Kind::Kernel),
         "{va}: a part of a live Contiguous group would change"
     );
+    None
 }
 
-/// Unfolds the blocks at either end of `indices` that are not wholly inside.
+/// What [`unfold_partial_ends`] has done.
+pub(crate) struct Ends {
+    /// The first entry of a part at the lower end, as it was.
+    pub(crate) first: Option<PteValue>,
+    /// The entries that are still to be changed.
+    pub(crate) rest: Range<usize>,
+    /// The first entry of a part at the upper end, as it was.
+    pub(crate) last: Option<PteValue>,
+}
+
+/// Unfolds the blocks at either end of `indices` that are not wholly inside, with `change` made to the entries that are,
+/// unless it changes nothing in them.
 pub(crate) fn unfold_partial_ends<M: Mmu>(
     guard: &mut PteGuard<'_, '_, M>,
     indices: &Range<usize>,
     cause: Counter,
-) {
-    let first = block_of::<M>(indices.start);
-    if first.start < indices.start || indices.end < first.end {
-        try_unfold(guard, indices.start, cause);
+    change: impl Fn(PteValue) -> PteValue,
+) -> Ends {
+    let mut ends = Ends { first: None, rest: indices.clone(), last: None };
+    let mut unfold_part = |part: Range<usize>| {
+        let pte = guard.get(part.start);
+        let partial = part.len() < cont_ptes::<M>();
+        if partial && pte.is_folded() && change(pte) != pte {
+            unfold(guard, part, cause, &change)
+        } else {
+            None
+        }
+    };
+    let part = indices.start..block_of::<M>(indices.start).end.min(indices.end);
+    let end = part.end;
+    ends.first = unfold_part(part);
+    if ends.first.is_some() {
+        ends.rest.start = end;
     }
-    let last = block_of::<M>(indices.end - 1);
-    if last != first && indices.end < last.end {
-        try_unfold(guard, indices.end - 1, cause);
+    let start = block_of::<M>(indices.end - 1).start;
+    if start >= end {
+        ends.last = unfold_part(start..indices.end);
+        if ends.last.is_some() {
+            ends.rest.end = start;
+        }
     }
+    ends
 }
 
 enum Conversion {
-    Fold,
-    Unfold,
+    /// Of the block that this entry is in.
+    Fold(usize),
+    /// Of the block that these entries are in, which change.
+    Unfold(Range<usize>),
 }
 
 /// Gives all entries of a block the Contiguous bit, or takes it from them. Young and dirty of any become those of all.
+/// Returns the first entry of the block as it was, with these, without the bit.
 ///
 /// Two valid entries of a group must never differ in the bit (RQTRPM), not even for a moment, and neither may be
 /// cached beside the other: hence invalid, flush, valid. Where FEAT_BBML3 or its like allows a change of size in place,
-/// the flush is left out; the entries are invalid in between all the same.
-fn convert<M: Mmu>(guard: &mut PteGuard<'_, '_, M>, block: Range<usize>, conversion: Conversion) {
+/// the flush is left out; the entries are invalid in between all the same. One for the changed part is owed then.
+fn convert<M: Mmu>(
+    guard: &mut PteGuard<'_, '_, M>,
+    conversion: Conversion,
+    change: impl Fn(PteValue) -> PteValue,
+) -> PteValue {
+    let (folds, part) = match conversion {
+        Conversion::Fold(index) => (true, index..index),
+        Conversion::Unfold(part) => (false, part),
+    };
+    let block = block_of::<M>(part.start);
+    // Where nothing changes, all of the block is one run.
+    let part = if part.is_empty() { block.start..block.start } else { part };
     let in_place = guard.mm().mmu().features().bbm_no_abort;
     if in_place {
         // That a size may change in place helps nothing that was cleared or write-protected before (RPVTFW).
@@ -150,22 +202,34 @@ fn convert<M: Mmu>(guard: &mut PteGuard<'_, '_, M>, block: Range<usize>, convers
     if !in_place {
         guard.flush_with(block.clone());
     }
-    let mut pte = first.attributes();
+    let mut first = first.attributes();
     if young {
-        pte = pte.mkyoung();
+        first = first.mkyoung();
     }
     if dirty {
-        pte = pte.mkdirty();
+        first = first.mkdirty();
     }
-    if let Conversion::Fold = conversion {
-        pte = pte.mkcont();
+    let plain = if folds { first.mkcont() } else { first };
+    let runs = [
+        (block.start..part.start, plain),
+        (part.clone(), if part.is_empty() { plain } else { change(first) }),
+        (part.end..block.end, plain),
+    ];
+    for (run, pte) in runs {
+        if !run.is_empty() && pte.is_valid() {
+            let offset = (run.start - block.start) as u64 * M::GRANULE.page_size();
+            guard.table().set_leaves(run.start, pte.advanced(offset), run.len());
+        }
     }
-    guard.table().set_leaves(block.start, pte, block.len());
     if in_place {
         // No flush has ordered the entries before the zeroes: a walker may still read an entry as it was, and would do so
         // after another CPU, with the lock, has flushed one of its pages.
         guard.mm().mmu().publish();
+        if !part.is_empty() {
+            guard.owe_flush(part);
+        }
     }
+    first
 }
 
 /// Makes an entry invalid and returns what it was. Where hardware sets flags, in one step: a flag that is set in

@@ -13,6 +13,9 @@ use crate::tlb;
 /// Folios that wait for a flush before they are given back; a further one flushes first.
 const BATCH: usize = 32;
 
+/// Ranges of pages that wait for a flush apart from each other; a further one flushes first.
+const RANGES: usize = 8;
+
 /// The page-table lock (PTL) of one last-level table. Whoever changes an entry of the table holds it.
 ///
 /// It is also the gather of what was cleared under it: pages whose old translation a TLB may still hold. They are
@@ -24,11 +27,12 @@ pub struct PteGuard<'a, 'm, M: Mmu> {
     table: Table<'a, M>,
     /// The first address that the table translates.
     base: u64,
-    /// Indices of entries whose old translation may still be cached: one range that holds them all.
-    pending: Range<usize>,
+    /// Indices of entries whose old translation may still be cached.
+    pending: ArrayVec<Range<usize>, RANGES>,
     freed: ArrayVec<Folio<'m>, BATCH>,
-    /// Released last: fields are dropped in their order, after [`Drop::drop`].
-    _lock: spin::MutexGuard<'a, ()>,
+    /// Released last: fields are dropped in their order, after [`Drop::drop`]. `None` where the other guard of a
+    /// [`TablePair`] has it.
+    _lock: Option<spin::MutexGuard<'a, ()>>,
 }
 
 impl<'a, 'm, M: Mmu> PteGuard<'a, 'm, M> {
@@ -36,10 +40,10 @@ impl<'a, 'm, M: Mmu> PteGuard<'a, 'm, M> {
         mm: &'a Mm<'m, M>,
         table: Table<'a, M>,
         va: VirtAddr,
-        lock: spin::MutexGuard<'a, ()>,
+        lock: Option<spin::MutexGuard<'a, ()>>,
     ) -> Self {
         let base = va.get() & !(M::GRANULE.level_size(LAST_LEVEL - 1) - 1);
-        Self { mm, table, base, pending: 0..0, freed: ArrayVec::new(), _lock: lock }
+        Self { mm, table, base, pending: ArrayVec::new(), freed: ArrayVec::new(), _lock: lock }
     }
 
     /// The address space.
@@ -88,24 +92,39 @@ impl<'a, 'm, M: Mmu> PteGuard<'a, 'm, M> {
 
     /// The old translations of these entries may be cached until the next flush.
     pub(crate) fn owe_flush(&mut self, indices: Range<usize>) {
-        if self.pending.is_empty() {
-            self.pending = indices;
-        } else {
-            self.pending = self.pending.start.min(indices.start)..self.pending.end.max(indices.end);
+        // Where one operation invalidates a range, one that holds all is cheaper than several; where each page takes one,
+        // the pages between are not invalidated for nothing.
+        let one_for_all = self.mm.mmu().features().tlb_range;
+        let near = |other: &&mut Range<usize>| {
+            one_for_all || indices.start <= other.end && other.start <= indices.end
+        };
+        if let Some(range) = self.pending.iter_mut().rev().find(near) {
+            *range = range.start.min(indices.start)..range.end.max(indices.end);
+            return;
         }
+        if self.pending.is_full() {
+            self.flush();
+        }
+        self.pending.push(indices);
     }
 
     /// To be called before any of these entries becomes valid: what was there must not be cached any more.
     #[inline]
     pub(crate) fn before_valid(&mut self, indices: &Range<usize>) {
-        if indices.start < self.pending.end && self.pending.start < indices.end {
+        if self.owes(indices) {
             self.flush();
         }
     }
 
+    /// Whether the old translation of one of these entries may be cached.
+    #[inline]
+    fn owes(&self, indices: &Range<usize>) -> bool {
+        self.pending.iter().any(|range| indices.start < range.end && range.start < indices.end)
+    }
+
     /// Flushes these entries, together with what is owed if the two overlap, and waits until every CPU has done it.
     pub(crate) fn flush_with(&mut self, indices: Range<usize>) {
-        if indices.start < self.pending.end && self.pending.start < indices.end {
+        if self.owes(&indices) {
             self.owe_flush(indices);
             self.flush();
         } else {
@@ -136,8 +155,9 @@ impl<'a, 'm, M: Mmu> PteGuard<'a, 'm, M> {
     /// Flushes what is owed and gives back what waited for it. Waits until every CPU has done it.
     pub fn flush(&mut self) {
         if !self.pending.is_empty() {
-            tlb::flush_range(self.mm, self.va(self.pending.start), self.pending.len() as u64);
-            self.pending = 0..0;
+            let ranges = self.pending.iter().map(|range| (self.va(range.start), range.len() as u64));
+            tlb::flush_ranges(self.mm, ranges);
+            self.pending.clear();
         }
         self.freed.clear();
     }
@@ -154,5 +174,20 @@ impl<'a, 'm, M: Mmu> PteGuard<'a, 'm, M> {
 impl<M: Mmu> Drop for PteGuard<'_, '_, M> {
     fn drop(&mut self) {
         self.flush();
+    }
+}
+
+/// The tables of two addresses, locked together: see [`Mm::lock_two_tables`]. What is owed in either is flushed before any of
+/// the two is released.
+pub struct TablePair<'a, 'm, M: Mmu> {
+    /// Dropped first: where one lock serves both tables, the other has it.
+    pub(crate) first: PteGuard<'a, 'm, M>,
+    pub(crate) second: Option<PteGuard<'a, 'm, M>>,
+}
+
+impl<'a, 'm, M: Mmu> TablePair<'a, 'm, M> {
+    /// The table of the first address, and that of the second unless it is the same.
+    pub fn both(&mut self) -> (&mut PteGuard<'a, 'm, M>, Option<&mut PteGuard<'a, 'm, M>>) {
+        (&mut self.first, self.second.as_mut())
     }
 }

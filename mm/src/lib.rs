@@ -21,7 +21,7 @@ mod walk;
 
 #[cfg(feature = "efi")]
 pub use efi::EfiMm;
-pub use guard::PteGuard;
+pub use guard::{PteGuard, TablePair};
 pub use mm_struct::{Mm, VA_BITS};
 pub use pgd::{KernelProt, MapError, Mapping, TableAlloc, create_pgd_mapping};
 pub use walk::Leaf;

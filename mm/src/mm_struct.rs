@@ -9,7 +9,7 @@ use arch::{Granule, Mmu, PhysAddr, Table, TableFrame, VirtAddr};
 use crate::asid::Context;
 use crate::counters::Counters;
 use crate::frame::FrameMap;
-use crate::guard::PteGuard;
+use crate::guard::{PteGuard, TablePair};
 use crate::pgd::{OutOfTables, TableAlloc};
 
 /// Bits of a virtual address that one TTBR translates.
@@ -160,7 +160,8 @@ impl<'m, M: Mmu> Mm<'m, M> {
 
     /// Locks the last-level table that translates `va`, making it and those above it where they are missing.
     ///
-    /// Waits for whoever holds it: a fault that races a fold or unfold waits here, and finds the entry valid again.
+    /// Waits for whoever holds it: a fault that races a fold or unfold waits here, and finds the entry valid again. Who
+    /// holds a guard of this mm takes no second one, since one lock may serve two tables: see [`Self::lock_two_tables`].
     ///
     /// # Errors
     /// [`OutOfTables`]
@@ -172,6 +173,11 @@ impl<'m, M: Mmu> Mm<'m, M> {
         va: VirtAddr,
         tables: &dyn TableAlloc,
     ) -> Result<PteGuard<'_, 'm, M>, OutOfTables> {
+        Ok(self.guard(self.make_table(va, tables)?, va))
+    }
+
+    /// The last-level table that translates `va`, made where it is missing, with those above it.
+    fn make_table(&self, va: VirtAddr, tables: &dyn TableAlloc) -> Result<Table<'_, M>, OutOfTables> {
         assert!(self.covers(va, 1), "{va} is not in this address space");
         let mut table = self.root_table();
         while table.level() != arch::granule::LAST_LEVEL {
@@ -197,7 +203,7 @@ impl<'m, M: Mmu> Mm<'m, M> {
             };
             table = Table::new(&self.mmu, child);
         }
-        Ok(self.guard(table, va))
+        Ok(table)
     }
 
     /// Locks the last-level table that translates `va`, or `None` where there is none.
@@ -221,8 +227,65 @@ impl<'m, M: Mmu> Mm<'m, M> {
         Some(table)
     }
 
+    /// Locks the last-level tables that translate `first` and `second`, making what is missing: for who moves entries from
+    /// one to the other. Two who lock the same tables, in whatever order, don't wait for each other for ever: the locks
+    /// are taken in the order of their places. Nobody may hold a [`PteGuard`] of this mm already.
+    ///
+    /// # Errors
+    /// [`OutOfTables`]; nothing is locked then.
+    ///
+    /// # Panics
+    /// As [`Self::lock_table`], for either address.
+    ///
+    /// # Examples
+    /// ```
+    /// # mod machine { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/common/machine.rs")); }
+    /// # let machine::World { mm, frames, plain: tables, .. } = machine::World::<machine::K4>::unjudged();
+    /// use arch::{PteValue, VirtAddr};
+    /// use pleat_mm::pte::{Pte, UserProt};
+    /// use pleat_mm::ptep::{get_and_clear_ptes, ptep_get, set_ptes};
+    ///
+    /// let (from, to) = (VirtAddr::new(0x40_0000), VirtAddr::new(0x80_0000));
+    /// let folio = frames.alloc(4)?;
+    /// let pte = PteValue::new_user(folio.head().addr(mm.granule()), UserProt::ReadWrite);
+    /// set_ptes(&mut mm.lock_table(from, tables)?, from, pte, 16);
+    ///
+    /// // As mremap does: the block is folded at its new place.
+    /// let mut pair = mm.lock_two_tables(from, to, tables)?;
+    /// let (source, Some(destination)) = pair.both() else { panic!("each table translates 2 MiB") };
+    /// let pte = get_and_clear_ptes(source, from, 16);
+    /// set_ptes(destination, to, pte, 16);
+    /// assert!(ptep_get(destination, to).is_folded());
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn lock_two_tables(
+        &self,
+        first: VirtAddr,
+        second: VirtAddr,
+        tables: &dyn TableAlloc,
+    ) -> Result<TablePair<'_, 'm, M>, OutOfTables> {
+        let (one, two) = (self.make_table(first, tables)?, self.make_table(second, tables)?);
+        if one.frame() == two.frame() {
+            return Ok(TablePair { first: self.guard(one, first), second: None });
+        }
+        let (place_one, place_two) = (Self::lock_of(one), Self::lock_of(two));
+        // The lower place first; one lock may serve both tables, and is the second one's then.
+        let mut held_one = (place_one < place_two).then(|| self.pte_locks[place_one].lock());
+        let held_two = Some(self.pte_locks[place_two].lock());
+        if place_one > place_two {
+            held_one = Some(self.pte_locks[place_one].lock());
+        }
+        let first = PteGuard::new(self, one, first, held_one);
+        let second = Some(PteGuard::new(self, two, second, held_two));
+        Ok(TablePair { first, second })
+    }
+
     fn guard<'a>(&'a self, table: Table<'a, M>, va: VirtAddr) -> PteGuard<'a, 'm, M> {
-        let lock = &self.pte_locks[(table.frame().pa().pfn(M::GRANULE).get() as usize) % PTE_LOCKS];
-        PteGuard::new(self, table, va, lock.lock())
+        PteGuard::new(self, table, va, Some(self.pte_locks[Self::lock_of(table)].lock()))
+    }
+
+    /// The place of the lock of a table.
+    fn lock_of(table: Table<'_, M>) -> usize {
+        (table.frame().pa().pfn(M::GRANULE).get() as usize) % PTE_LOCKS
     }
 }

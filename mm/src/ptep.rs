@@ -10,7 +10,8 @@
 //!
 //! *Maintenance:* each function says what it issues and completes itself. What it clears, or takes a permission from, it
 //! *owes* a flush; the guard remembers that, and does it before any of these pages is valid again, or before the lock is
-//! released (DDI 0487, D8.16.1, RWHZWS, RDDMVT). The flush of a fold or unfold is complete on return.
+//! released (DDI 0487, D8.16.1, RWHZWS, RDDMVT). The flush of a fold or unfold is complete on return, and serves for what
+//! changes in the block by the same call.
 //!
 //! *Contiguous bit:* getters let it show, setters ignore it in what they are given.
 //!
@@ -48,7 +49,7 @@ use core::fmt;
 use arch::mmu::Hafdbs;
 use arch::{Mmu, PteFlags, PteValue, VirtAddr};
 
-use crate::contpte::{self, block_of, cont_ptes, expand, try_fold, try_unfold, unfold_partial_ends};
+use crate::contpte::{self, Ends, block_of, cont_ptes, expand, try_fold, try_unfold, unfold_partial_ends};
 use crate::counters::Counter;
 use crate::guard::PteGuard;
 use crate::pte::{Pte, needs_break};
@@ -230,7 +231,8 @@ pub fn clear_ptes<M: Mmu>(guard: &mut PteGuard<'_, '_, M>, va: VirtAddr, nr: usi
 /// Blocks that are wholly covered need not be unfolded: all their entries are invalid before anything is flushed, so none
 /// can fill a TLB again (RSKQHL).
 ///
-/// *Maintenance:* an unfold of a partly covered block at either end issues and completes its own. Owed for the pages.
+/// *Maintenance:* an unfold of a partly covered block at either end flushes that block, its cleared pages included. Owed
+/// for the other pages.
 ///
 /// # Examples
 /// ```
@@ -261,57 +263,60 @@ pub fn clear_ptes<M: Mmu>(guard: &mut PteGuard<'_, '_, M>, va: VirtAddr, nr: usi
 pub fn get_and_clear_ptes<M: Mmu>(guard: &mut PteGuard<'_, '_, M>, va: VirtAddr, nr: usize) -> PteValue {
     guard.mutates("get_and_clear_ptes");
     let indices = guard.indices(va, nr);
-    unfold_partial_ends(guard, &indices, Counter::UnfoldsByClear);
-    let mut first = contpte::clear(guard, indices.start);
-    let mut any_valid = first.is_valid();
-    for index in indices.start + 1..indices.end {
+    let Ends { first, rest, last } =
+        unfold_partial_ends(guard, &indices, Counter::UnfoldsByClear, |_| PteValue::NONE);
+    let mut any_valid = false;
+    let clear = |index: usize| {
         let pte = contpte::clear(guard, index);
-        if !pte.is_valid() {
-            continue;
+        any_valid |= pte.is_valid();
+        if pte.is_folded() && index + 1 == block_of::<M>(index).end {
+            guard.mm().counters().add(Counter::ClearedFolded, 1);
         }
-        any_valid = true;
+        pte
+    };
+    let mut cleared = first.into_iter().chain(rest.clone().map(clear)).chain(last);
+    let mut first = cleared.next().unwrap_or(PteValue::NONE);
+    for pte in cleared.filter(|pte| pte.is_valid()) {
         // Not into an invalid entry: its bits are whatever its owner wrote.
         if first.is_valid() {
             first = with_flags_of(first, pte);
         }
-        if pte.is_folded() && index + 1 == block_of::<M>(index).end {
-            guard.mm().counters().add(Counter::ClearedFolded, 1);
-        }
     }
     if any_valid {
-        guard.owe_flush(indices);
+        guard.owe_flush(rest);
     }
     first
 }
 
-/// Clears the entry of `va`. *Maintenance:* that of an unfold, if any; owed for the page.
+/// Clears the entry of `va`. *Maintenance:* that of an unfold, if any; else owed for the page.
 pub fn ptep_clear<M: Mmu>(guard: &mut PteGuard<'_, '_, M>, va: VirtAddr) {
     get_and_clear_ptes(guard, va, 1);
 }
 
-/// Clears the entry of `va` and returns it. *Maintenance:* that of an unfold, if any; owed for the page.
+/// Clears the entry of `va` and returns it. *Maintenance:* that of an unfold, if any; else owed for the page.
 pub fn ptep_get_and_clear<M: Mmu>(guard: &mut PteGuard<'_, '_, M>, va: VirtAddr) -> PteValue {
     get_and_clear_ptes(guard, va, 1)
 }
 
 /// Takes the permission to write from `nr` pages from `va` on; which of them were dirty is kept. Blocks that are wholly
-/// covered stay folded.
+/// covered stay folded, and those that could not be written to.
 ///
-/// *Maintenance:* an unfold of a partly covered block at either end issues and completes its own. Owed for the pages, if any
+/// *Maintenance:* an unfold of a partly covered block at either end flushes that block. Owed for the other pages, if any
 /// entry changed.
 pub fn wrprotect_ptes<M: Mmu>(guard: &mut PteGuard<'_, '_, M>, va: VirtAddr, nr: usize) {
     guard.mutates("wrprotect_ptes");
     let indices = guard.indices(va, nr);
-    unfold_partial_ends(guard, &indices, Counter::UnfoldsByWriteProtect);
+    let Ends { rest, .. } =
+        unfold_partial_ends(guard, &indices, Counter::UnfoldsByWriteProtect, PteValue::wrprotect);
     let mut changed = false;
-    for index in indices.clone() {
+    for index in rest.clone() {
         if guard.get(index).is_valid() {
             let (old, new) = contpte::update(guard, index, PteValue::wrprotect);
             changed |= old != new;
         }
     }
     if changed {
-        guard.owe_flush(indices);
+        guard.owe_flush(rest);
     }
 }
 
@@ -412,13 +417,17 @@ pub fn ptep_set_access_flags<M: Mmu>(guard: &mut PteGuard<'_, '_, M>, va: VirtAd
     if all.clone().all(|index| merged(guard.get(index)) == guard.get(index)) {
         return false;
     }
+    let page = index..index + 1;
     let permission_changes = entry.is_writable() && !current.is_writable();
-    let changed = if permission_changes && current.is_folded() {
-        try_unfold(guard, index, Counter::UnfoldsByAccessFlags);
-        index..index + 1
-    } else {
-        all
-    };
+    if permission_changes
+        && current.is_folded()
+        && contpte::unfold(guard, page.clone(), Counter::UnfoldsByAccessFlags, merged).is_some()
+    {
+        // Flushed with its block; where that was not, owed.
+        guard.before_valid(&page);
+        return true;
+    }
+    let changed = if permission_changes { page } else { all };
     let mut stale = false;
     for index in changed.clone() {
         let (old, new) = contpte::update(guard, index, merged);

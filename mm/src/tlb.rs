@@ -5,7 +5,7 @@
 //! operation (DDI 0487, D8.16, RDDMVT).
 
 use arch::granule::LAST_LEVEL;
-use arch::tlbi::{MAX_RANGE_PAGES, Space, Tlbi};
+use arch::tlbi::{Space, Tlbi};
 use arch::{Mmu, VirtAddr};
 
 use crate::Mm;
@@ -17,36 +17,55 @@ pub const MAX_PAGE_OPERATIONS: u64 = 512;
 
 /// Issues the invalidation of `pages` pages from `va` on, and does not wait for it.
 pub(crate) fn flush_range_nosync<M: Mmu>(mm: &Mm<'_, M>, va: VirtAddr, pages: u64) {
-    let mmu = mm.mmu();
-    mmu.publish();
-    // Only now: a CPU that is given another ASID from here on walks the tables as they are published.
-    let Some(space) = mm.space() else { return };
-    let (granule, level) = (M::GRANULE, Some(LAST_LEVEL));
-    if mmu.features().tlb_range
-        && pages <= MAX_RANGE_PAGES
-        && let Ok(operations) = Tlbi::range(va, pages, space, true, granule, level)
-    {
-        operations.for_each(|operation| issue(mm, operation));
-    } else if pages <= MAX_PAGE_OPERATIONS {
-        for page in 0..pages {
-            let va = VirtAddr::new(va.get() + page * granule.page_size());
-            issue(mm, Tlbi::Page { va, space, last_level: true, granule, level });
-        }
-    } else {
-        issue(
-            mm,
-            match space {
-                Space::Asid(asid) => Tlbi::Asid(asid),
-                Space::All => Tlbi::All,
-            },
-        );
-    }
+    issue_ranges(mm, core::iter::once((va, pages)));
 }
 
 /// Issues the invalidation of `pages` pages from `va` on and waits until every CPU has done it.
 pub(crate) fn flush_range<M: Mmu>(mm: &Mm<'_, M>, va: VirtAddr, pages: u64) {
-    flush_range_nosync(mm, va, pages);
+    flush_ranges(mm, core::iter::once((va, pages)));
+}
+
+/// Issues the invalidation of ranges, each a first address and a number of pages, and waits until every CPU has done
+/// all of it.
+pub(crate) fn flush_ranges<M: Mmu>(mm: &Mm<'_, M>, ranges: impl Iterator<Item = (VirtAddr, u64)> + Clone) {
+    issue_ranges(mm, ranges);
     mm.mmu().complete();
+}
+
+fn issue_ranges<M: Mmu>(mm: &Mm<'_, M>, ranges: impl Iterator<Item = (VirtAddr, u64)> + Clone) {
+    mm.mmu().publish();
+    // Only now: a CPU that is given another ASID from here on walks the tables as they are published.
+    let Some(space) = mm.space() else { return };
+    let pages: u64 = ranges.clone().map(|(_, pages)| pages).sum();
+    if !mm.mmu().features().tlb_range && pages > MAX_PAGE_OPERATIONS {
+        return issue_all(mm, space);
+    }
+    ranges.for_each(|(va, pages)| issue_range(mm, space, va, pages));
+}
+
+fn issue_range<M: Mmu>(mm: &Mm<'_, M>, space: Space, va: VirtAddr, pages: u64) {
+    let (granule, level) = (M::GRANULE, Some(LAST_LEVEL));
+    if !mm.mmu().features().tlb_range {
+        for page in 0..pages {
+            let va = VirtAddr::new(va.get() + page * granule.page_size());
+            issue(mm, Tlbi::Page { va, space, last_level: true, granule, level });
+        }
+    } else if let Ok(operations) = Tlbi::range(va, pages, space, true, granule, level) {
+        operations.for_each(|operation| issue(mm, operation));
+    } else {
+        // Longer than a range can be.
+        issue_all(mm, space);
+    }
+}
+
+fn issue_all<M: Mmu>(mm: &Mm<'_, M>, space: Space) {
+    issue(
+        mm,
+        match space {
+            Space::Asid(asid) => Tlbi::Asid(asid),
+            Space::All => Tlbi::All,
+        },
+    );
 }
 
 fn issue<M: Mmu>(mm: &Mm<'_, M>, operation: Tlbi) {

@@ -206,8 +206,17 @@ impl<G: GranuleType> Default for World<G> {
 
 impl<G: GranuleType> World<G> {
     pub fn user(features: Features) -> Self {
+        Self::user_on(Plain::judging(features, Space::Asid(ASID)))
+    }
+
+    /// One of which nothing is recorded or judged, so that it may have several last-level tables.
+    pub fn unjudged() -> Self {
+        Self::user_on(Plain::new(Hafdbs::None, false, false))
+    }
+
+    fn user_on(plain: Plain<G>) -> Self {
         let frames = frames();
-        Self::new(features, frames, Space::Asid(ASID), 0x40_0000_0000, |plain, root| {
+        Self::new(plain, frames, 0x40_0000_0000, |plain, root| {
             let mm = Mm::new_user(plain, root, frames);
             // Else no TLB would hold anything of it.
             let asids = AsidAllocator::<1>::new(8, vec![0].leak());
@@ -218,7 +227,7 @@ impl<G: GranuleType> World<G> {
 
     pub fn kernel(features: Features) -> Self {
         let make = |plain, root| &*Box::leak(Box::new(Mm::new_kernel(plain, root)));
-        Self::new(features, frames(), Space::All, 0xffff_8000_0000_0000, make)
+        Self::new(Plain::judging(features, Space::All), frames(), 0xffff_8000_0000_0000, make)
     }
 
     /// The firmware's, with its locks broken.
@@ -229,17 +238,16 @@ impl<G: GranuleType> World<G> {
             let efi_mm: &'static _ = Box::leak(Box::new(pleat_mm::EfiMm::new(plain, root, asid)));
             efi_mm.unprotected()
         };
-        Self::new(features, frames(), Space::Asid(asid), 0x40_0000_0000, make)
+        Self::new(Plain::judging(features, Space::Asid(asid)), frames(), 0x40_0000_0000, make)
     }
 
     fn new(
-        features: Features,
+        plain: Plain<G>,
         frames: &'static FrameMap<'static>,
-        space: Space,
         base: u64,
         make: impl FnOnce(&'static Plain<G>, TableFrame) -> &'static Mm<'static, &'static Plain<G>>,
     ) -> Self {
-        let plain: &'static Plain<G> = Box::leak(Box::new(Plain::judging(features, space)));
+        let plain: &'static Plain<G> = Box::leak(Box::new(plain));
         let root = plain.alloc_table(G::GRANULE.start_level(48)).unwrap();
         Self { mm: make(plain, root), frames, plain, base }
     }
