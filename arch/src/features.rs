@@ -3,8 +3,7 @@
 //!
 //! Only what this kernel decides by is decoded. By the ID scheme a larger value of an unsigned field
 //! means all that smaller ones mean, so values that are newer than this code count as the largest it
-//! knows. Which models to distrust in spite of their registers is not decided here: that needs
-//! [`Midr`].
+//! knows. Which models do better or worse than their registers say is in [`crate::cpu_models`].
 #![forbid(unsafe_code)]
 
 use core::fmt;
@@ -108,6 +107,9 @@ pub struct CpuFeatures {
     pub ets2: bool,
     /// Break-before-make level (MMFR2.BBM).
     pub bbm: BbmLevel,
+    /// No TLB conflict abort follows if the Contiguous bit changes in place: level 3, or a model that is known
+    /// for it ([`CpuFeatures::on_model`]). What all CPUs have in common can't be told by their common level.
+    pub bbm_no_abort: bool,
     /// FEAT_TTL (MMFR2.TTL): TLBI by address takes a level hint.
     pub ttl: bool,
     /// FEAT_E0PD (MMFR2.E0PD): EL0 accesses to one half fault without a walk.
@@ -152,6 +154,12 @@ const fn present(register: u64, shift: u32) -> bool {
 impl CpuFeatures {
     /// What these registers say.
     pub const fn decode(id: &IdRegisters) -> Self {
+        let bbm = match field(id.mmfr2, 52) {
+            0b0000 => BbmLevel::Level0,
+            0b0001 => BbmLevel::Level1,
+            0b0010 => BbmLevel::Level2,
+            _ => BbmLevel::Level3,
+        };
         Self {
             pa_bits: match field(id.mmfr0, 0) {
                 0b0000 => 32,
@@ -179,12 +187,8 @@ impl CpuFeatures {
             pan: field(id.mmfr1, 20) != 0,
             // 0b0001, the withdrawn FEAT_ETS, promises nothing.
             ets2: field(id.mmfr1, 36) >= 0b0010,
-            bbm: match field(id.mmfr2, 52) {
-                0b0000 => BbmLevel::Level0,
-                0b0001 => BbmLevel::Level1,
-                0b0010 => BbmLevel::Level2,
-                _ => BbmLevel::Level3,
-            },
+            bbm,
+            bbm_no_abort: matches!(bbm, BbmLevel::Level3),
             ttl: field(id.mmfr2, 48) != 0,
             e0pd: field(id.mmfr2, 60) != 0,
             // The manual requires both fields to be equal.
@@ -223,6 +227,7 @@ impl CpuFeatures {
             pan: a.pan && b.pan,
             ets2: a.ets2 && b.ets2,
             bbm: a.bbm.min(b.bbm),
+            bbm_no_abort: a.bbm_no_abort && b.bbm_no_abort,
             ttl: a.ttl && b.ttl,
             e0pd: a.e0pd && b.e0pd,
             fp_simd: a.fp_simd && b.fp_simd,

@@ -2,6 +2,7 @@
 #![cfg_attr(not(test), no_std)]
 
 pub mod addr;
+pub mod cpu_models;
 pub mod descriptor;
 pub mod esr;
 pub mod features;

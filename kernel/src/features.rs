@@ -1,8 +1,8 @@
 //! What all CPUs have in common, decided at boot: a CPU may come from another cluster than the first.
 
 use arch::aarch64::{boot, hardware, icache, id};
-use arch::features::{BbmLevel, CpuFeatures, Midr};
-use arch::mmu::{Features, Hafdbs};
+use arch::features::CpuFeatures;
+use arch::mmu::Features;
 use log::info;
 use spin::Mutex;
 
@@ -12,22 +12,9 @@ static COMMON: Mutex<Option<CpuFeatures>> = Mutex::new(None);
 
 /// Called by each CPU when it starts.
 pub(crate) fn note_this_cpu() {
-    let mut own = id::features();
-    own.hafdbs = own.hafdbs.min(usable_hafdbs(id::midr()));
+    let own = id::features().on_model(id::midr());
     let mut common = COMMON.lock();
     *common = Some(common.map_or(own, |common| common.common(own)));
-}
-
-/// What hardware updates of descriptors a CPU may be trusted with. Arm's errata notices for the Cortex-A55 (1024718) and
-/// the Cortex-A510 (2051678) have the dirty state set in ways that the architecture does not allow.
-fn usable_hafdbs(midr: Midr) -> Hafdbs {
-    const ARM: u8 = 0x41;
-    const CORTEX_A55: u16 = 0xd05;
-    const CORTEX_A510: u16 = 0xd46;
-    match (midr.implementer(), midr.part()) {
-        (ARM, CORTEX_A55 | CORTEX_A510) => Hafdbs::Af,
-        _ => Hafdbs::AfDbm,
-    }
 }
 
 /// What all CPUs have in common.
@@ -49,8 +36,7 @@ pub(crate) fn use_common() {
         let enable = move || unsafe { boot::enable_hafdbs(hafdbs) };
         smp::spawn_on(index, enable).expect("the CPU waits").join();
     }
-    let features =
-        Features { tlb_range: common.tlbi_range, hafdbs, bbm_no_abort: common.bbm == BbmLevel::Level3 };
+    let features = Features { tlb_range: common.tlbi_range, hafdbs, bbm_no_abort: common.bbm_no_abort };
     // SAFETY: every CPU has it, and has just switched it on.
     unsafe {
         hardware::configure(common.ttl, features);

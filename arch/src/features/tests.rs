@@ -71,6 +71,7 @@ const A72_FEATURES: CpuFeatures = CpuFeatures {
     pan: false,
     ets2: false,
     bbm: BbmLevel::Level0,
+    bbm_no_abort: false,
     ttl: false,
     e0pd: false,
     fp_simd: true,
@@ -123,7 +124,7 @@ fn each_field_is_read_from_its_own_bits() {
         *register = *register & !(0xf << shift) | value << shift;
     }
     type Row = (fn(&mut IdRegisters), fn(&mut CpuFeatures));
-    let rows: [Row; 44] = [
+    let rows: [Row; 45] = [
         (|id| set(&mut id.mmfr0, 0, 0), |f| f.pa_bits = 32),
         (|id| set(&mut id.mmfr0, 0, 1), |f| f.pa_bits = 36),
         (|id| set(&mut id.mmfr0, 0, 2), |f| f.pa_bits = 40),
@@ -151,7 +152,8 @@ fn each_field_is_read_from_its_own_bits() {
         (|id| set(&mut id.mmfr2, 48, 0), |f| f.ttl = false),
         (|id| set(&mut id.mmfr2, 52, 0), |f| f.bbm = BbmLevel::Level0),
         (|id| set(&mut id.mmfr2, 52, 1), |f| f.bbm = BbmLevel::Level1),
-        (|id| set(&mut id.mmfr2, 52, 3), |f| f.bbm = BbmLevel::Level3),
+        (|id| set(&mut id.mmfr2, 52, 3), |f| (f.bbm, f.bbm_no_abort) = (BbmLevel::Level3, true)),
+        (|id| set(&mut id.mmfr2, 52, 4), |f| (f.bbm, f.bbm_no_abort) = (BbmLevel::Level3, true)),
         (|id| set(&mut id.mmfr2, 60, 0), |f| f.e0pd = false),
         (|id| set(&mut id.pfr0, 16, 15), |f| f.fp_simd = false),
         (|id| set(&mut id.pfr0, 20, 15), |f| f.fp_simd = false),
@@ -180,8 +182,9 @@ fn each_field_is_read_from_its_own_bits() {
 /// Taking away one capability of one CPU takes it away from both, and nothing else.
 #[test]
 fn common_is_the_lesser_in_every_part() {
-    let full = CpuFeatures { gic_system_registers: true, bbm: BbmLevel::Level3, ..MAX_FEATURES };
-    let less: [fn(&mut CpuFeatures); 20] = [
+    let full =
+        CpuFeatures { gic_system_registers: true, bbm: BbmLevel::Level3, bbm_no_abort: true, ..MAX_FEATURES };
+    let less: [fn(&mut CpuFeatures); 21] = [
         |f| f.pa_bits = 44,
         |f| f.asid_bits = 8,
         |f| f.granules.k4 = false,
@@ -191,6 +194,7 @@ fn common_is_the_lesser_in_every_part() {
         |f| f.pan = false,
         |f| f.ets2 = false,
         |f| f.bbm = BbmLevel::Level2,
+        |f| f.bbm_no_abort = false,
         |f| f.ttl = false,
         |f| f.e0pd = false,
         |f| f.fp_simd = false,
