@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!  create_pgd_mapping      checks the request, takes the lock
-//!        │  twice: Prepare (allocates tables, checks every live entry), then Write (cannot fail)
+//!        │  Check (changes nothing), Allocate (tables), Write (leaves; cannot fail), Invalidate
 //!        ▼
 //!  init_range              one table: descends, or takes a whole entry
 //!        ▼
@@ -143,8 +143,7 @@ impl Mapping {
 ///
 /// # Panics
 /// Where a live entry would change in anything but its permissions, or only a part of a live block
-/// or Contiguous group would change: the message names the address. No leaf was changed then,
-/// though tables may have been added. A request that is also short of tables may end in that error instead.
+/// or Contiguous group would change: the message names the address. Nothing was changed then.
 pub fn create_pgd_mapping<M: Mmu>(
     mm: &Mm<'_, M>,
     mapping: &Mapping,
@@ -164,7 +163,8 @@ pub fn create_pgd_mapping<M: Mmu>(
 
     let _guard = mm.lock.lock();
     let root = mm.root_table();
-    if let Err(error) = init_range(root, mapping, &mut Pass::Prepare(tables)) {
+    init_range(root, mapping, &mut Pass::Check)?;
+    if let Err(error) = init_range(root, mapping, &mut Pass::Allocate(tables)) {
         // The tables that were added stay, so their entries must not stay half visible.
         mm.mmu().publish();
         return Err(error);
@@ -181,8 +181,10 @@ pub fn create_pgd_mapping<M: Mmu>(
 
 /// One traversal does everything, so that all passes meet the same entries and decide alike.
 enum Pass<'a> {
-    /// Allocates missing tables and checks live entries. Writes no leaf.
-    Prepare(&'a dyn TableAlloc),
+    /// Checks live entries. The only one that panics, and it writes nothing.
+    Check,
+    /// Adds missing tables. The only one that fails.
+    Allocate(&'a dyn TableAlloc),
     /// Writes the leaves.
     Write { permissions_changed: &'a mut bool },
     /// Invalidates the TLB entries of every leaf of the range.
@@ -206,17 +208,21 @@ fn init_range<M: Mmu>(table: Table<'_, M>, mapping: &Mapping, pass: &mut Pass<'_
             Entry::Invalid if whole => init_cont(table, index, &rest, None, pass),
             Entry::Invalid | Entry::Table(_) => {
                 let child = match (entry, &*pass) {
-                    (Entry::Table(frame), _) => frame,
-                    (_, Pass::Prepare(tables)) => {
+                    (Entry::Table(frame), _) => Some(frame),
+                    // Nothing below is live.
+                    (_, Pass::Check) => None,
+                    (_, Pass::Allocate(tables)) => {
                         let frame = tables.alloc_table(level + 1).ok_or(MapError::OutOfTables(rest.va))?;
                         // The zeroes must be visible before the entry that leads to them.
                         table.mmu().publish();
                         table.set_table(index, frame);
-                        frame
+                        Some(frame)
                     }
-                    _ => unreachable!("the first pass made every table"),
+                    _ => unreachable!("every table was added"),
                 };
-                init_range(Table::new(table.mmu(), child), &Mapping { size: in_entry, ..rest }, pass)?;
+                if let Some(child) = child {
+                    init_range(Table::new(table.mmu(), child), &Mapping { size: in_entry, ..rest }, pass)?;
+                }
                 in_entry
             }
         };
@@ -281,12 +287,13 @@ fn init_cont<M: Mmu>(
 fn init_pte<M: Mmu>(ptep: Ptep<'_, M>, part: &Mapping, level: u8, new: PteValue, pass: &mut Pass<'_>) {
     let old = __ptep_get(ptep);
     match pass {
-        Pass::Prepare(_) => assert!(
+        Pass::Check => assert!(
             !old.is_valid() || is_permission_change(old, new),
             "mapping {} at {}: the live entry {old:?} would become {new:?}",
             part.pa,
             part.va,
         ),
+        Pass::Allocate(_) => {}
         Pass::Write { permissions_changed } => {
             if old != new {
                 __set_pte(ptep, new);

@@ -6,7 +6,7 @@ use std::ops::ControlFlow;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use arch::{Granule, MemoryType, PhysAddr, PteFlags, TableFrame, VirtAddr};
-use model::{GranuleType, K4, K16, K64, Recorder};
+use model::{Event, GranuleType, K4, K16, K64, Recorder};
 use pleat_mm::{KernelProt, MapError, Mapping, Mm, TableAlloc, create_pgd_mapping};
 use proptest::prelude::*;
 
@@ -53,12 +53,22 @@ impl<'a, G: GranuleType> World<'a, G> {
     /// Makes the request, and checks that it does what the plain map says it must.
     fn apply(&mut self, request: &Mapping, limit: Option<usize>) {
         let before = self.leaves();
+        let changes_permissions = self.live(request).any(|(live, page)| live != page);
         self.recorder.limit_tables(limit);
         let result =
             catch_unwind(AssertUnwindSafe(|| create_pgd_mapping(&self.mm, request, &Tables(self.recorder))));
         self.recorder.limit_tables(None);
         match result {
             Ok(Ok(())) => {
+                let events = self.recorder.events();
+                for event in &events {
+                    assert!(
+                        !matches!(event, Event::Store { old, new, .. } if old == new),
+                        "{event:?} is idle"
+                    );
+                }
+                let invalidates = events.iter().any(|event| matches!(event, Event::Invalidate(_)));
+                assert_eq!(invalidates, changes_permissions, "{request:?}");
                 if let Err(violations) = self.recorder.end_operation() {
                     panic!("{request:?}: {violations:#?}");
                 }
@@ -82,17 +92,19 @@ impl<'a, G: GranuleType> World<'a, G> {
                 let message = panic.downcast_ref::<String>().expect("a message").clone();
                 assert!(message.contains("0xffff9"), "the address is not named: {message}");
                 assert_eq!(self.leaves(), before, "a leaf changed although it was refused");
-                // What was added for it is not published; that is no error of an operation that never returned.
-                let _ = self.recorder.end_operation();
-                assert!(!self.is_harmless(request), "{request:?} was refused: {message}");
+                assert_eq!(self.recorder.events(), [], "something happened although it was refused");
+                assert!(
+                    self.live(request).any(|(live, page)| live != page),
+                    "{request:?} was refused: {message}"
+                );
             }
         }
         self.check();
     }
 
-    /// Whether every live page of the request stays as it is.
-    fn is_harmless(&self, request: &Mapping) -> bool {
-        pages::<G>(request).all(|(va, page)| self.pages.get(&va).is_none_or(|live| *live == page))
+    /// The pages of the request that are live, as they are and as it wants them.
+    fn live(&self, request: &Mapping) -> impl Iterator<Item = (Page, Page)> {
+        pages::<G>(request).filter_map(|(va, page)| Some((*self.pages.get(&va)?, page)))
     }
 
     fn check(&self) {
@@ -193,18 +205,22 @@ fn quietly(f: impl FnOnce()) {
     f();
 }
 
-/// Maps `first`, then asks for `second`, which must panic with this in its message, and change nothing.
+/// Maps `first`, then asks for `second`, which must panic with this in its message, and do nothing at all; also
+/// where it would have needed a table that there is no memory for.
 fn refused(first: &Mapping, second: &Mapping, expected: &str) {
     let recorder = Recorder::<K4>::new(16);
     let mut world = World::new(&recorder);
     world.apply(first, None);
-    let before = world.leaves();
-    let result = catch_unwind(AssertUnwindSafe(|| create_pgd_mapping(&world.mm, second, &Tables(&recorder))));
-    let panic = result.expect_err("a live entry was changed");
-    let message = panic.downcast_ref::<String>().expect("a message");
-    assert!(message.contains(expected), "{message}");
-    assert!(message.contains("0xffff9000"), "the address is not named: {message}");
-    assert_eq!(world.leaves(), before);
+    for limit in [None, Some(0)] {
+        recorder.limit_tables(limit);
+        let result =
+            catch_unwind(AssertUnwindSafe(|| create_pgd_mapping(&world.mm, second, &Tables(&recorder))));
+        let panic = result.expect_err("a live entry was changed");
+        let message = panic.downcast_ref::<String>().expect("a message");
+        assert!(message.contains(expected), "{message}");
+        assert!(message.contains("0xffff9000"), "the address is not named: {message}");
+        assert_eq!(recorder.events(), []);
+    }
 }
 
 const K: u64 = 1 << 10;
@@ -246,4 +262,58 @@ fn a_refused_request_changes_nothing_before_the_culprit() {
         &request(BASE, 16 * M, 2 * M + 4 * K, RW),
         "would become",
     );
+    // Pages, which need a table.
+    refused(
+        &request(BASE + 2 * M, 4 * M, 4 * K, RW),
+        &request(BASE, 16 * M + 4 * K, 2 * M + 4 * K, RW),
+        "would become",
+    );
+    // The culprit is in the last of several tables that are missing.
+    refused(
+        &request(BASE + 1024 * M, 4 * M, 4 * K, RW),
+        &request(BASE + 1020 * M, 16 * M, 4 * M + 4 * K, RW),
+        "would become",
+    );
+}
+
+/// What happened in a request for the same range with `second`, after one with `first`, without `dsb`s.
+fn events_of_second(range: &Mapping, first: KernelProt, second: KernelProt) -> Vec<Event> {
+    let recorder = Recorder::<K4>::new(16);
+    let mut world = World::new(&recorder);
+    world.apply(&Mapping { prot: first, ..*range }, None);
+    let request = Mapping { prot: second, ..*range };
+    create_pgd_mapping(&world.mm, &request, &Tables(&recorder)).unwrap();
+    let mut events = recorder.events();
+    recorder.end_operation().unwrap();
+    events.retain(|event| !matches!(event, Event::Publish | Event::Complete));
+    events
+}
+
+#[test]
+fn the_same_again_stores_and_invalidates_nothing() {
+    // A page, a group and a page beside it, a block and pages.
+    for range in [
+        request(BASE, 4 * M, 4 * K, RW),
+        request(BASE, 4 * M, 68 * K, RW),
+        request(BASE, 4 * M, 2 * M + 8 * K, RW),
+    ] {
+        for prot in [RW, RO, KernelProt::ReadExecute] {
+            assert_eq!(events_of_second(&range, prot, prot), []);
+        }
+    }
+}
+
+#[test]
+fn a_change_of_permissions_stores_and_invalidates_each_leaf_once() {
+    // A block, a group and a page: 18 leaves.
+    let events = events_of_second(&request(BASE, 4 * M, 2 * M + 68 * K, RW), RW, RO);
+    let invalidates = |event: &Event| matches!(event, Event::Invalidate(_));
+    assert_eq!(events.len(), 36, "{events:?}");
+    assert!(!events[..18].iter().any(invalidates) && events[18..].iter().all(invalidates), "{events:?}");
+    // A first mapping owes none.
+    let recorder = Recorder::<K4>::new(16);
+    let world = World::new(&recorder);
+    create_pgd_mapping(&world.mm, &request(BASE, 4 * M, 4 * K, RW), &Tables(&recorder)).unwrap();
+    assert!(!recorder.events().iter().any(invalidates));
+    assert!(!recorder.events().contains(&Event::Complete));
 }

@@ -25,7 +25,7 @@ pub trait Machine {
 pub type Scenario<S> = fn(&S);
 
 /// All of them, by name.
-pub const fn scenarios<S: Machine>() -> [(&'static str, Scenario<S>); 9] {
+pub const fn scenarios<S: Machine>() -> [(&'static str, Scenario<S>); 10] {
     [
         ("blocks_and_groups_where_they_fit", blocks_and_groups_where_they_fit),
         ("edges_are_pages", edges_are_pages),
@@ -34,6 +34,7 @@ pub const fn scenarios<S: Machine>() -> [(&'static str, Scenario<S>); 9] {
         ("permissions_change_in_place", permissions_change_in_place),
         ("ranges_continue_each_other", ranges_continue_each_other),
         ("the_last_page_of_all", the_last_page_of_all),
+        ("the_last_frames_of_all", the_last_frames_of_all),
         ("out_of_tables_changes_nothing", out_of_tables_changes_nothing),
         ("bad_requests_are_refused", bad_requests_are_refused),
     ]
@@ -85,6 +86,9 @@ fn expect_mapped<S: Machine>(mm: &Mm<'_, S::M>, request: &Mapping, mut each: imp
         assert_eq!(leaf.pte.memory(), Some(request.memory));
         let never = PteFlags::USER | PteFlags::NG | PteFlags::DBM;
         assert!(!flags.intersects(never) && flags.contains(PteFlags::AF | PteFlags::UXN), "{leaf:?}");
+        // The leaf is the same from within as from its start.
+        let last = VirtAddr::new(leaf.va.get() + (size - 1));
+        assert_eq!(mm.leaf(last), Some(leaf), "from its last byte");
         each(leaf);
         next = leaf.va.get().wrapping_add(size);
         ControlFlow::<()>::Continue(())
@@ -218,6 +222,16 @@ fn the_last_page_of_all<S: Machine>(machine: &S) {
     expect_mapped::<S>(&mm, &more, |leaf| assert!(is_cont(leaf)));
 }
 
+fn the_last_frames_of_all<S: Machine>(machine: &S) {
+    // A page alone, and a group that ends where physical addresses do.
+    for size in [page::<S>(), group::<S>(3)] {
+        let mm = machine.new_mm();
+        let request = mapping(BASE, (1 << 48) - size, size, KernelProt::ReadOnly);
+        map(machine, &mm, &request).unwrap();
+        expect_mapped::<S>(&mm, &request, |_| ());
+    }
+}
+
 /// Gives out a few tables of another allocator.
 struct Limited<'a>(&'a dyn TableAlloc, core::cell::Cell<usize>);
 
@@ -277,8 +291,10 @@ fn bad_requests_are_refused<S: Machine>(machine: &S) {
     for request in out_of_range {
         assert_eq!(map(machine, &mm, &request), Err(MapError::OutOfRange(request)));
     }
-    let request = Mapping { prot: KernelProt::ReadExecute, memory: MemoryType::Device, ..good };
-    assert_eq!(map(machine, &mm, &request), Err(MapError::ExecutableDevice(request)));
+    for memory in [MemoryType::Device, MemoryType::NonCacheable] {
+        let request = Mapping { prot: KernelProt::ReadExecute, memory, ..good };
+        assert_eq!(map(machine, &mm, &request), Err(MapError::ExecutableDevice(request)));
+    }
     assert_eq!(count::<S>(&mm), 0);
 }
 
