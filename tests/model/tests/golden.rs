@@ -4,7 +4,7 @@
 use arch::mmu::{Entry, Mmu, Table};
 use arch::tlbi::{RangeSize, Space, Tlbi};
 use arch::{Granule, MemoryType, PhysAddr, PteFlags, PteValue, TableFrame, VirtAddr};
-use pleat_model::{K4, Phase, Recorder, Violation};
+use pleat_model::{Checker, Event, K4, K16, Phase, Place, Recorder, Violation};
 
 /// Where the tables of these tests translate.
 const BASE: u64 = 0xffff_8000_0000_0000;
@@ -277,4 +277,110 @@ fn tables_are_linked_once_and_stay() {
         mmu.publish();
     });
     assert!(found.iter().any(|v| matches!(v, Violation::TableReplaced(_))), "{found:?}");
+}
+
+/// What the checker thinks of these events, from the beginning of the machine to the end of an operation.
+fn judge(events: &[Event]) -> Vec<Violation> {
+    let mut checker = Checker::new(Granule::K4);
+    events.iter().for_each(|event| checker.observe(event));
+    checker.end_operation().err().unwrap_or_default()
+}
+
+/// Frames of the same address, as tables of the levels that are asked for.
+fn same_frame<const N: usize>(levels: [u8; N]) -> [TableFrame; N] {
+    levels.map(|level| Recorder::<K4>::new(1).alloc_table(level).unwrap())
+}
+
+fn store(table: TableFrame, index: usize, old: u64, new: u64) -> Event {
+    Event::Store { table, index, old, new }
+}
+
+#[test]
+fn a_store_goes_to_a_table_that_exists() {
+    let [table, other_level] = same_frame([3, 2]);
+    // An invalid entry, which owes nothing.
+    let stored = |table, index| judge(&[Event::Create(table), Event::Publish, store(table, index, 0, 0x10)]);
+    assert_eq!(stored(table, 511), []);
+    let no_such = |table, index| [Violation::NoSuchTable(Place { table, index })];
+    // Beyond its end; into a frame that is no table, or is one of another level.
+    assert_eq!(stored(table, 512), no_such(table, 512));
+    assert_eq!(judge(&[store(table, 511, 0, 0x10)]), no_such(table, 511));
+    let found = judge(&[Event::Create(table), Event::Publish, store(other_level, 511, 0, 0x10)]);
+    assert_eq!(found, no_such(other_level, 511));
+}
+
+#[test]
+fn a_slot_holds_what_was_stored_last() {
+    let [table] = same_frame([3]);
+    let twice = |old| {
+        judge(&[Event::Create(table), Event::Publish, store(table, 3, 0, 0x10), store(table, 3, old, 0x20)])
+    };
+    assert_eq!(twice(0x10), []);
+    // Somebody wrote to the memory and told nobody.
+    for old in [0, 0x20] {
+        assert_eq!(twice(old), [Violation::OtherOldValue(Place { table, index: 3 }, old)]);
+    }
+}
+
+#[test]
+fn a_slot_of_the_root_is_selected_by_some_address() {
+    // Bit 47 alone selects in the root of the 16 KiB granule.
+    let linked_at = |index| {
+        let recorder = Recorder::<K16>::new(2);
+        let (root, mmu) = (recorder.new_root(), &recorder);
+        let child = recorder.alloc_table(1).unwrap();
+        mmu.publish();
+        Table::new(&mmu, root).set_table(index, child);
+        mmu.publish();
+        (root, recorder.end_operation().err().unwrap_or_default())
+    };
+    assert_eq!(linked_at(1).1, []);
+    for index in [2, 2047] {
+        let (table, found) = linked_at(index);
+        assert_eq!(found, [Violation::Unreachable(Place { table, index })]);
+    }
+}
+
+#[test]
+fn a_valid_descriptor_exists_at_its_level() {
+    for (level, reserved, right) in [
+        // A page without bit 1.
+        (3, 0x3001, 0x3003),
+        // Blocks where there are none, or misaligned.
+        (0, 1, 0),
+        (1, 0x20_0001, 0x4000_0001),
+        (2, 0x10_0001, 0x20_0001),
+    ] {
+        let [table] = same_frame([level]);
+        let stored =
+            |raw| judge(&[Event::Create(table), Event::Publish, store(table, 3, 0, raw), Event::Publish]);
+        assert_eq!(stored(right), []);
+        assert_eq!(stored(reserved), [Violation::Reserved(Place { table, index: 3 }, reserved)]);
+    }
+}
+
+#[test]
+fn a_table_descriptor_leads_to_a_table_of_the_next_level() {
+    // Where the second table of a machine is: here of level 3, in others not, or not there at all.
+    let second = |level| {
+        let recorder = Recorder::<K4>::new(2);
+        recorder.new_root();
+        recorder.alloc_table(level).unwrap()
+    };
+    let linked = |has: &[u8], to: TableFrame| {
+        let recorder = Recorder::<K4>::new(3);
+        let mmu = &recorder;
+        let parent = recorder.alloc_table(2).unwrap();
+        has.iter().for_each(|&level| _ = recorder.alloc_table(level).unwrap());
+        mmu.publish();
+        Table::new(&mmu, parent).set_table(7, to);
+        mmu.publish();
+        (Place { table: parent, index: 7 }, recorder.end_operation().err().unwrap_or_default())
+    };
+    let to = second(3);
+    assert_eq!(linked(&[3], to).1, []);
+    for has in [&[] as &[u8], &[2], &[1, 3]] {
+        let (at, found) = linked(has, to);
+        assert_eq!(found, [Violation::LeadsNowhere(at, to.pa().get() | 0b11)], "{has:?}");
+    }
 }
