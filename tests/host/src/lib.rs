@@ -1,4 +1,4 @@
-//! Boots the kernel in QEMU and judges what it says.
+//! Boots the kernel in QEMU and judges what it says; and runs the mm crate on the model of the MMU.
 //!
 //! ```text
 //! tests/*.rs ── Boot ──> scripts/run ──> QEMU ──> the kernel
@@ -19,6 +19,7 @@ pub mod boot;
 pub mod early;
 pub mod image;
 pub mod ktap;
+pub mod property;
 pub mod stand_in;
 pub mod suite;
 pub mod tree;

@@ -35,6 +35,7 @@ pub struct Update {
 /// Makes updates at random, near the slots that software is busy with.
 pub(super) struct Agent {
     random: u64,
+    /// 0 for none.
     one_in: u32,
     done: Vec<Update>,
 }
@@ -115,7 +116,7 @@ impl State {
     pub(super) fn agent_near(&mut self, table: usize, index: usize) {
         let Some(agent) = &mut self.agent else { return };
         let one_in = agent.one_in as usize;
-        if agent.below(one_in) != 0 {
+        if one_in == 0 || agent.below(one_in) != 0 {
             return;
         }
         let frame = self.tables[table].frame;
@@ -128,6 +129,12 @@ impl State {
             && let Some(agent) = &mut self.agent
         {
             agent.done.push(update);
+        }
+    }
+
+    pub(super) fn agent_rests(&mut self) {
+        if let Some(agent) = &mut self.agent {
+            agent.one_in = 0;
         }
     }
 

@@ -239,6 +239,11 @@ impl<G: GranuleType> Machine<G> {
         self.state.lock().agent = Some(Agent::new(seed, one_in));
     }
 
+    /// Ends what [`Self::agent_at_random`] began. The updates that were made can still be taken.
+    pub fn agent_rests(&self) {
+        self.state.lock().agent_rests();
+    }
+
     /// The updates that were made at random since this was last asked.
     pub fn take_updates(&self) -> Vec<Update> {
         self.state.lock().take_updates()
