@@ -16,6 +16,9 @@ use super::world::{CPUS, World};
 /// dirty state, and one for what its own TLB still holds.
 const FAULTS: usize = 4;
 
+const READ: Access = Access { kind: Kind::Read, privileged: false };
+const WRITE: Access = Access { kind: Kind::Write, privileged: false };
+
 impl<G: GranuleType + Sync> World<'_, G> {
     /// An access to a page by a CPU: in the address space that it has loaded, or else in this one. Hardware updates the
     /// entry of page `by` of a folded block.
@@ -25,7 +28,7 @@ impl<G: GranuleType + Sync> World<'_, G> {
         }
         let space = self.loaded[cpu].unwrap_or(space);
         let meant = self.spaces[space].reference.get(page);
-        let access = Access { kind: if write { Kind::Write } else { Kind::Read }, privileged: false };
+        let access = if write { WRITE } else { READ };
         for _ in 0..=FAULTS {
             let outcomes = self.machine.cpu(cpu).access(self.va(page), access);
             let faults = outcomes.iter().any(|&outcome| self.is_fault(outcome, meant));
@@ -63,13 +66,21 @@ impl<G: GranuleType + Sync> World<'_, G> {
     }
 
     fn handle_fault(&mut self, cpu: usize, space: usize, page: usize, write: bool) {
-        let va = self.va(page);
+        let (va, raw) = (self.va(page), self.raw(space, page));
         let mut guard = self.lock(space, page);
         let pte = ptep_get(&guard, va);
         assert!(pte.is_valid() && (!write || pte.is_writable()), "page {page} of {space} is {pte:?}");
         let wanted = if write { pte.mkyoung().mkdirty() } else { pte.mkyoung() };
         let changed = ptep_set_access_flags(&mut guard, va, wanted);
         drop(guard);
+        // What was cached as read-only is flushed; what was not young could not be.
+        if changed && write && raw.is_young() && raw.flags().contains(PteFlags::RDONLY) {
+            for cpu in (0..CPUS).filter(|&cpu| self.loaded[cpu] == Some(space)) {
+                let outcomes = self.machine.cpu(cpu).access(va, WRITE);
+                let stale = outcomes.contains(&Outcome::PermissionFault);
+                assert!(!stale, "cpu {cpu} may still find page {page} of {space} read-only");
+            }
+        }
         if !changed {
             let asid =
                 self.spaces[space].mm.context().and_then(|context| context.asid()).expect("it is loaded");
