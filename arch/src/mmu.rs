@@ -205,7 +205,8 @@ pub enum Entry {
     Leaf(PteValue),
 }
 
-/// A translation table: typed access to its slots.
+/// A translation table: typed access to its slots. The methods for entries of the last level are inline, since a call of
+/// one costs more than what it does.
 pub struct Table<'m, M: Mmu> {
     mmu: &'m M,
     slots: &'m [Slot],
@@ -264,26 +265,29 @@ impl<'m, M: Mmu> Table<'m, M> {
     /// # Panics
     /// Where the level has no leaves, or the output address is not aligned to what an entry of this
     /// level maps.
+    #[inline(always)]
     pub fn set_leaf(&self, index: usize, pte: PteValue) {
-        let mut raw = pte.raw();
-        if pte.is_valid() {
-            assert!(M::GRANULE.has_leaf(self.frame.level), "no leaf at level {}", self.frame.level);
-            assert!(pte.pa().is_aligned(M::GRANULE.level_size(self.frame.level)), "misaligned leaf {pte:?}");
-            raw |= 0b10;
-        }
-        if self.frame.level != LAST_LEVEL {
-            raw &= !0b10;
-        }
-        // SAFETY: at the last level any value but a reserved one is a leaf or invalid, and bit 1 was
-        // set where bit 0 is; at other levels bit 1 is clear, so it is a block or invalid, never a
-        // table descriptor.
+        let raw = if self.frame.level == LAST_LEVEL { self.last_level_raw(pte) } else { self.block_raw(pte) };
+        // SAFETY: either a leaf of this level or invalid, never a table descriptor.
         unsafe { self.mmu.store(&self.slots[index], raw) }
+    }
+
+    /// The bits of `pte` in a table above the last: a block or invalid, with bit 1 clear.
+    #[inline(never)]
+    fn block_raw(&self, pte: PteValue) -> u64 {
+        let level = self.frame.level;
+        if pte.is_valid() {
+            assert!(M::GRANULE.has_leaf(level), "no leaf at level {level}");
+            assert!(pte.pa().is_aligned(M::GRANULE.level_size(level)), "misaligned leaf {pte:?}");
+        }
+        pte.raw() & !0b10
     }
 
     /// Writes a leaf, or an invalid entry, and returns the entry that was there, in one atomic step.
     ///
     /// # Panics
     /// As [`Self::set_leaf`]; also at another level than the last.
+    #[inline]
     pub fn swap_leaf(&self, index: usize, pte: PteValue) -> PteValue {
         let raw = self.last_level_raw(pte);
         // SAFETY: at the last level any such value is a leaf or invalid.
@@ -297,6 +301,7 @@ impl<'m, M: Mmu> Table<'m, M> {
     ///
     /// # Panics
     /// As [`Self::set_leaf`]; also at another level than the last.
+    #[inline]
     pub fn compare_exchange_leaf(
         &self,
         index: usize,
@@ -314,6 +319,7 @@ impl<'m, M: Mmu> Table<'m, M> {
     ///
     /// # Panics
     /// As [`Self::set_leaf`]; also at another level than the last.
+    #[inline]
     pub fn set_leaves(&self, index: usize, first: PteValue, count: usize) {
         let raw = self.last_level_raw(first);
         let slots = &self.slots[index..index + count];
@@ -327,8 +333,9 @@ impl<'m, M: Mmu> Table<'m, M> {
 
     /// The bits of `pte` in a last-level table: any value there is a leaf or invalid, but for one that is valid
     /// with bit 1 clear, which is reserved.
+    #[inline]
     fn last_level_raw(&self, pte: PteValue) -> u64 {
-        assert!(self.frame.level == LAST_LEVEL, "level {} is not the last", self.frame.level);
+        self.expect_last_level();
         if !pte.is_valid() {
             return pte.raw();
         }
@@ -336,12 +343,20 @@ impl<'m, M: Mmu> Table<'m, M> {
         pte.raw() | 0b10
     }
 
+    /// By a copy of the level: a message that refers to `self` would keep every copy of a table in memory.
+    #[inline]
+    fn expect_last_level(&self) {
+        let level = self.frame.level;
+        assert!(level == LAST_LEVEL, "level {level} is not the last");
+    }
+
     /// The last-level entry at `index`, valid or not.
     ///
     /// # Panics
     /// At another level than the last.
+    #[inline]
     pub fn leaf(&self, index: usize) -> PteValue {
-        assert!(self.frame.level == LAST_LEVEL, "level {} is not the last", self.frame.level);
+        self.expect_last_level();
         PteValue::from_raw(self.mmu.load(&self.slots[index]))
     }
 
