@@ -8,6 +8,7 @@
 
 use core::fmt;
 
+use crate::descriptor::{PteFlags, PteValue};
 use crate::granule::Granule;
 
 #[cfg(test)]
@@ -60,6 +61,23 @@ pub enum Hafdbs {
     Af,
     /// The Access flag, and dirty state by DBM.
     AfDbm,
+}
+
+impl Hafdbs {
+    /// Whether hardware may update this entry: set its access flag, or clear `RDONLY` where DBM is set. While it may not,
+    /// software that holds the lock may replace the entry by a plain store, and no flag is lost.
+    #[inline]
+    pub const fn may_update(self, pte: PteValue) -> bool {
+        let flags = pte.flags();
+        let old = !flags.contains(PteFlags::AF);
+        let clean = flags.contains(PteFlags::DBM.union(PteFlags::RDONLY));
+        pte.is_valid()
+            && match self {
+                Self::None => false,
+                Self::Af => old,
+                Self::AfDbm => old || clean,
+            }
+    }
 }
 
 /// Which translation granules stage 1 supports (ID_AA64MMFR0_EL1.TGran4, TGran16, TGran64).

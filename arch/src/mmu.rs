@@ -1,5 +1,7 @@
 //! The seam to hardware: [`Mmu`], and the translation tables reached through it.
 
+use core::ops::Range;
+
 use crate::addr::PhysAddr;
 use crate::descriptor::{self, Kind, PteValue};
 pub use crate::features::Hafdbs;
@@ -283,35 +285,90 @@ impl<'m, M: Mmu> Table<'m, M> {
         pte.raw() & !0b10
     }
 
-    /// Writes a leaf, or an invalid entry, and returns the entry that was there, in one atomic step.
+    /// Makes the entry invalid and returns what it was: no flag is lost that hardware sets meanwhile.
     ///
     /// # Panics
     /// As [`Self::set_leaf`]; also at another level than the last.
     #[inline]
-    pub fn swap_leaf(&self, index: usize, pte: PteValue) -> PteValue {
-        let raw = self.last_level_raw(pte);
-        // SAFETY: at the last level any such value is a leaf or invalid.
-        PteValue::from_raw(unsafe { self.mmu.swap(&self.slots[index], raw) })
+    pub fn clear_leaf(&self, index: usize) -> PteValue {
+        self.expect_last_level();
+        self.clear_slot(&self.slots[index], self.mmu.features().hafdbs)
     }
 
-    /// Replaces the entry `current` by `new`, if it is there, in one atomic step.
-    ///
-    /// # Errors
-    /// The entry that is there instead.
+    /// Makes entries invalid, as [`Self::clear_leaf`] does each, and calls `visit` with each as it was, in order.
     ///
     /// # Panics
-    /// As [`Self::set_leaf`]; also at another level than the last.
-    #[inline]
-    pub fn compare_exchange_leaf(
+    /// As [`Self::clear_leaf`], where one of `indices` is not below [`Granule::entries`].
+    #[inline(always)]
+    pub fn clear_leaves(&self, indices: Range<usize>, mut visit: impl FnMut(PteValue)) {
+        self.expect_last_level();
+        let hafdbs = self.mmu.features().hafdbs;
+        self.slots[indices].iter().for_each(|slot| visit(self.clear_slot(slot, hafdbs)));
+    }
+
+    #[inline(always)]
+    fn clear_slot(&self, slot: &Slot, hafdbs: Hafdbs) -> PteValue {
+        let old = PteValue::from_raw(self.mmu.load(slot));
+        let none = PteValue::NONE.raw();
+        if hafdbs.may_update(old) {
+            // SAFETY: nothing is translated by the new entry; so below.
+            return PteValue::from_raw(unsafe { self.mmu.swap(slot, none) });
+        }
+        // SAFETY: as above.
+        unsafe { self.mmu.store(slot, none) };
+        old
+    }
+
+    /// Changes the valid ones of these entries by `change`, whatever flags hardware sets meanwhile, and calls `visit` with
+    /// each before and after, in order. What does not change is not written.
+    ///
+    /// # Panics
+    /// As [`Self::clear_leaves`], and [`Self::set_leaf`] for what an entry becomes.
+    #[inline(always)]
+    pub fn update_leaves(
         &self,
-        index: usize,
-        current: PteValue,
-        new: PteValue,
-    ) -> Result<(), PteValue> {
-        let raw = self.last_level_raw(new);
-        // SAFETY: at the last level any such value is a leaf or invalid.
-        unsafe { self.mmu.compare_exchange(&self.slots[index], current.raw(), raw) }
-            .map_err(PteValue::from_raw)
+        indices: Range<usize>,
+        change: impl Fn(PteValue) -> PteValue,
+        mut visit: impl FnMut(PteValue, PteValue),
+    ) {
+        self.expect_last_level();
+        let hafdbs = self.mmu.features().hafdbs;
+        for slot in &self.slots[indices] {
+            let mut old = PteValue::from_raw(self.mmu.load(slot));
+            if !old.is_valid() {
+                continue;
+            }
+            let new = loop {
+                let new = change(old);
+                if new == old {
+                    break new;
+                }
+                let raw = self.last_level_raw(new);
+                if !hafdbs.may_update(old) {
+                    // SAFETY: at the last level any such value is a leaf or invalid; so below.
+                    unsafe { self.mmu.store(slot, raw) };
+                    break new;
+                }
+                // Hardware only ever sets AF and clears RDONLY, once each until software undoes it: the loop ends.
+                // SAFETY: as above.
+                match unsafe { self.mmu.compare_exchange(slot, old.raw(), raw) } {
+                    Ok(()) => break new,
+                    Err(other) => old = PteValue::from_raw(other),
+                }
+            };
+            visit(old, new);
+        }
+    }
+
+    /// These entries, valid or not, each read when it is asked for.
+    ///
+    /// # Panics
+    /// As [`Self::clear_leaves`].
+    #[inline]
+    pub fn leaves(&self, indices: Range<usize>) -> impl Iterator<Item = PteValue> + use<'m, M> {
+        self.expect_last_level();
+        let mmu = self.mmu;
+        self.slots[indices].iter().map(move |slot| PteValue::from_raw(mmu.load(slot)))
     }
 
     /// Writes `count` leaves from slot `index` on, each mapping the page after the one before it. All of these

@@ -13,7 +13,6 @@ use core::fmt;
 use core::ops::Range;
 
 use arch::granule::LAST_LEVEL;
-use arch::mmu::Hafdbs;
 use arch::{Mmu, Pfn, PteValue, VirtAddr};
 
 use crate::Mm;
@@ -21,7 +20,7 @@ use crate::counters::Counter;
 use crate::frame::{FolioRef, FrameMap};
 use crate::guard::PteGuard;
 use crate::mm_struct::Kind;
-use crate::pte::Pte;
+use crate::pte::{Gathered, Pte};
 
 /// PTEs of a block: 16 of 4 KiB, 128 of 16 KiB, 32 of 64 KiB (DDI 0487, table D8-99).
 pub const fn cont_ptes<M: Mmu>() -> usize {
@@ -189,25 +188,12 @@ fn convert<M: Mmu>(
         // That a size may change in place helps nothing that was cleared or write-protected before (RPVTFW).
         guard.before_valid(&block);
     }
-    let (mut young, mut dirty) = (false, false);
-    let mut first = PteValue::NONE;
-    for index in block.clone() {
-        let pte = clear(guard, index);
-        young |= pte.is_young();
-        dirty |= pte.is_dirty();
-        if index == block.start {
-            first = pte;
-        }
-    }
+    let mut all = Gathered::default();
+    let first = guard.get(block.start).attributes();
+    guard.table().clear_leaves(block.clone(), |pte| all.add(pte));
+    let first = all.merged_into(first);
     if !in_place {
         guard.flush_with(block.clone());
-    }
-    let mut first = first.attributes();
-    if young {
-        first = first.mkyoung();
-    }
-    if dirty {
-        first = first.mkdirty();
     }
     let plain = if folds { first.mkcont() } else { first };
     let runs = [
@@ -232,45 +218,6 @@ fn convert<M: Mmu>(
     first
 }
 
-/// Makes an entry invalid and returns what it was. Where hardware sets flags, in one step: a flag that is set in
-/// between must not be lost.
-pub(crate) fn clear<M: Mmu>(guard: &PteGuard<'_, '_, M>, index: usize) -> PteValue {
-    if guard.mm().mmu().features().hafdbs == Hafdbs::None {
-        let pte = guard.get(index);
-        guard.table().set_leaf(index, PteValue::NONE);
-        pte
-    } else {
-        guard.table().swap_leaf(index, PteValue::NONE)
-    }
-}
-
-/// Changes a valid entry by `change`, whatever flags hardware sets meanwhile. Returns the entry before and after.
-pub(crate) fn update<M: Mmu>(
-    guard: &PteGuard<'_, '_, M>,
-    index: usize,
-    change: impl Fn(PteValue) -> PteValue,
-) -> (PteValue, PteValue) {
-    let mut old = guard.get(index);
-    if guard.mm().mmu().features().hafdbs == Hafdbs::None {
-        let new = change(old);
-        if new != old {
-            guard.table().set_leaf(index, new);
-        }
-        return (old, new);
-    }
-    loop {
-        let new = change(old);
-        if new == old {
-            return (old, new);
-        }
-        // Hardware only ever sets AF and clears RDONLY, once each until software undoes it: the loop ends.
-        match guard.table().compare_exchange_leaf(index, old, new) {
-            Ok(()) => return (old, new),
-            Err(other) => old = other,
-        }
-    }
-}
-
 /// Sets entries that are all invalid to `pte` and the pages that follow it. The parts that are whole, aligned blocks of
 /// one folio are folded at once: nothing was there, so no entry has to be read and nothing flushed.
 pub(crate) fn set_many<M: Mmu>(guard: &mut PteGuard<'_, '_, M>, indices: Range<usize>, pte: PteValue) {
@@ -283,6 +230,7 @@ pub(crate) fn set_many<M: Mmu>(guard: &mut PteGuard<'_, '_, M>, indices: Range<u
     let candidate = whole && congruent && !pte.is_special();
     let frames = if candidate { mm_is_user(guard.mm()) } else { None };
     let mut folio: Option<FolioRef<'_>> = None;
+    let mut folded = 0;
     let mut index = indices.start;
     while index < indices.end {
         let block = block_of::<M>(index);
@@ -297,10 +245,11 @@ pub(crate) fn set_many<M: Mmu>(guard: &mut PteGuard<'_, '_, M>, indices: Range<u
                 folio.as_ref().is_some_and(|folio| folio.contains(last))
             });
         guard.table().set_leaves(index, if fits { first.mkcont() } else { first }, end - index);
-        if fits {
-            guard.mm().counters().add(Counter::FoldedAtOnce, 1);
-        }
+        folded += u64::from(fits);
         index = end;
+    }
+    if folded != 0 {
+        guard.mm().counters().add(Counter::FoldedAtOnce, folded);
     }
 }
 

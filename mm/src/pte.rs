@@ -115,6 +115,32 @@ pub trait Pte: Sized + Copy {
     fn attributes(self) -> Self;
 }
 
+/// What is known of several entries: whether any is valid, young, dirty.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Gathered {
+    pub(crate) valid: bool,
+    pub(crate) young: bool,
+    pub(crate) dirty: bool,
+}
+
+impl Gathered {
+    /// One entry more, which counts if it is valid.
+    #[inline]
+    pub(crate) fn add(&mut self, pte: PteValue) {
+        let valid = pte.is_valid();
+        self.valid |= valid;
+        self.young |= valid & pte.is_young();
+        self.dirty |= valid & pte.is_dirty();
+    }
+
+    /// The entry, also young and dirty where one of these is.
+    #[inline]
+    pub(crate) fn merged_into(self, pte: PteValue) -> PteValue {
+        let pte = if self.young { pte.mkyoung() } else { pte };
+        if self.dirty && !pte.is_dirty() { pte.mkdirty() } else { pte }
+    }
+}
+
 impl Pte for PteValue {
     fn new_user(pa: PhysAddr, prot: UserProt) -> Self {
         let flags = prot.flags() | PteFlags::AF | PteFlags::NG | PteFlags::INNER_SHAREABLE;

@@ -45,6 +45,7 @@
 //! ```
 
 use core::fmt;
+use core::ops::Range;
 
 use arch::mmu::Hafdbs;
 use arch::{Mmu, PteFlags, PteValue, VirtAddr};
@@ -52,7 +53,7 @@ use arch::{Mmu, PteFlags, PteValue, VirtAddr};
 use crate::contpte::{self, Ends, block_of, cont_ptes, expand, try_fold, try_unfold, unfold_partial_ends};
 use crate::counters::Counter;
 use crate::guard::PteGuard;
-use crate::pte::{Pte, needs_break};
+use crate::pte::{Gathered, Pte, needs_break};
 use crate::{Mm, icache, tlb};
 
 /// Reads the entry of `va`. Of a folded block it tells the Contiguous bit, and young and dirty of the whole block: hardware
@@ -67,20 +68,14 @@ pub fn ptep_get<M: Mmu>(guard: &PteGuard<'_, '_, M>, va: VirtAddr) -> PteValue {
 
 /// The entry with young and dirty of its block.
 fn gather<M: Mmu>(guard: &PteGuard<'_, '_, M>, index: usize, pte: PteValue) -> PteValue {
-    let mut pte = pte;
-    for sibling in block_of::<M>(index).map(|index| guard.get(index)) {
-        pte = with_flags_of(pte, sibling);
-        if pte.is_young() && pte.is_dirty() {
+    let mut all = Gathered::default();
+    for sibling in guard.table().leaves(block_of::<M>(index)) {
+        all.add(sibling);
+        if all.young && all.dirty {
             break;
         }
     }
-    pte
-}
-
-/// The entry, also young and dirty where the other one is.
-fn with_flags_of(pte: PteValue, other: PteValue) -> PteValue {
-    let pte = if other.is_young() { pte.mkyoung() } else { pte };
-    if other.is_dirty() && !pte.is_dirty() { pte.mkdirty() } else { pte }
+    all.merged_into(pte)
 }
 
 /// [`set_pte`] met an entry of a folded block, and left it as it was.
@@ -111,11 +106,12 @@ impl core::error::Error for Folded {}
 /// As [`set_ptes`] of one page; where the table has no entry `index`.
 pub fn set_pte<M: Mmu>(guard: &mut PteGuard<'_, '_, M>, index: usize, pte: PteValue) -> Result<(), Folded> {
     guard.mutates("set_pte");
-    if guard.get(index).is_folded() {
+    let old = guard.get(index);
+    if old.is_folded() {
         return Err(warn_folded(guard, index));
     }
     icache::before_executable(guard.mm(), pte);
-    store(guard, index, pte.mknoncont());
+    store(guard, index, old, pte.mknoncont());
     publish_kernel(guard, pte);
     Ok(())
 }
@@ -177,39 +173,59 @@ pub fn set_ptes<M: Mmu>(guard: &mut PteGuard<'_, '_, M>, va: VirtAddr, pte: PteV
     icache::before_executable(guard.mm(), pte);
     if nr == 1 {
         let index = indices.start;
-        try_unfold(guard, index, Counter::UnfoldsBySet);
-        store(guard, index, pte);
+        let mut old = guard.get(index);
+        if old.is_folded() {
+            try_unfold(guard, index, Counter::UnfoldsBySet);
+            old = guard.get(index);
+        }
+        store(guard, index, old, pte);
         try_fold(guard, index, pte);
     } else {
-        assert!(pte.is_valid(), "{va}: {nr} entries set to {pte:?}, which is not valid");
-        guard.before_valid(&indices);
-        contpte::set_many(guard, indices, pte);
+        set_several(guard, indices, pte);
     }
     publish_kernel(guard, pte);
 }
 
-/// Stores one entry that is in no block, after what must be flushed before, and owes what must be after.
-#[inline]
-fn store<M: Mmu>(guard: &mut PteGuard<'_, '_, M>, index: usize, pte: PteValue) {
+/// Of its own, since one page is to be set without its registers and stack.
+#[inline(never)]
+fn set_several<M: Mmu>(guard: &mut PteGuard<'_, '_, M>, indices: Range<usize>, pte: PteValue) {
+    let (va, nr) = (guard.va(indices.start), indices.len());
+    assert!(pte.is_valid(), "{va}: {nr} entries set to {pte:?}, which is not valid");
+    guard.before_valid(&indices);
+    contpte::set_many(guard, indices, pte);
+}
+
+/// Stores one entry that is in no block, after what must be flushed before, and owes what must be after. `old` is what is
+/// there, of which hardware may have changed flags since.
+#[inline(always)]
+fn store<M: Mmu>(guard: &mut PteGuard<'_, '_, M>, index: usize, old: PteValue, pte: PteValue) {
     let indices = index..index + 1;
     if pte.is_valid() {
         guard.before_valid(&indices);
     }
-    let old = guard.get(index);
     if old.is_valid() {
-        let va = guard.va(index);
-        assert!(
-            !pte.is_valid() || !needs_break(old, pte),
-            "{va}: the live entry {old:?} would become {pte:?}"
-        );
+        if pte.is_valid() && needs_break(old, pte) {
+            panic_needs_break(guard.va(index), old, pte);
+        }
         guard.owe_flush(indices);
     }
     if old.is_valid() && pte.is_valid() && guard.mm().mmu().features().hafdbs == Hafdbs::AfDbm {
-        // Hardware may make the live entry dirty until the very moment in which it is replaced.
-        contpte::update(guard, index, |current| if current.is_dirty() { pte.mkdirty() } else { pte });
+        replace_keeping_dirty(guard, index, pte);
     } else {
         guard.table().set_leaf(index, pte);
     }
+}
+
+/// Hardware may make a live entry dirty until the very moment in which it is replaced.
+#[inline(never)]
+fn replace_keeping_dirty<M: Mmu>(guard: &PteGuard<'_, '_, M>, index: usize, pte: PteValue) {
+    let new = |current: PteValue| if current.is_dirty() { pte.mkdirty() } else { pte };
+    guard.table().update_leaves(index..index + 1, new, |_, _| ());
+}
+
+#[cold]
+fn panic_needs_break(va: VirtAddr, old: PteValue, new: PteValue) -> ! {
+    panic!("{va}: the live entry {old:?} would become {new:?}")
 }
 
 /// A kernel mapping must not fault spuriously; a user's may. Told by the entry, not by the address space.
@@ -263,29 +279,50 @@ pub fn clear_ptes<M: Mmu>(guard: &mut PteGuard<'_, '_, M>, va: VirtAddr, nr: usi
 pub fn get_and_clear_ptes<M: Mmu>(guard: &mut PteGuard<'_, '_, M>, va: VirtAddr, nr: usize) -> PteValue {
     guard.mutates("get_and_clear_ptes");
     let indices = guard.indices(va, nr);
+    if nr == 1 { clear_one(guard, indices.start) } else { clear_several(guard, indices) }
+}
+
+#[inline]
+fn clear_one<M: Mmu>(guard: &mut PteGuard<'_, '_, M>, index: usize) -> PteValue {
+    if guard.get(index).is_folded()
+        && let Some(pte) =
+            contpte::unfold(guard, index..index + 1, Counter::UnfoldsByClear, |_| PteValue::NONE)
+    {
+        return pte;
+    }
+    let pte = guard.table().clear_leaf(index);
+    if pte.is_valid() {
+        guard.owe_flush(index..index + 1);
+    }
+    pte
+}
+
+#[inline(never)]
+fn clear_several<M: Mmu>(guard: &mut PteGuard<'_, '_, M>, indices: Range<usize>) -> PteValue {
     let Ends { first, rest, last } =
         unfold_partial_ends(guard, &indices, Counter::UnfoldsByClear, |_| PteValue::NONE);
-    let mut any_valid = false;
-    let clear = |index: usize| {
-        let pte = contpte::clear(guard, index);
-        any_valid |= pte.is_valid();
-        if pte.is_folded() && index + 1 == block_of::<M>(index).end {
-            guard.mm().counters().add(Counter::ClearedFolded, 1);
-        }
-        pte
-    };
-    let mut cleared = first.into_iter().chain(rest.clone().map(clear)).chain(last);
-    let mut first = cleared.next().unwrap_or(PteValue::NONE);
-    for pte in cleared.filter(|pte| pte.is_valid()) {
-        // Not into an invalid entry: its bits are whatever its owner wrote.
-        if first.is_valid() {
-            first = with_flags_of(first, pte);
-        }
+    let head = first.unwrap_or_else(|| guard.get(indices.start));
+    let (mut all, mut folded, mut start) = (Gathered::default(), 0, rest.start);
+    while start < rest.end {
+        let end = block_of::<M>(start).end.min(rest.end);
+        let whole = end - start == cont_ptes::<M>();
+        folded += u64::from(whole && guard.get(start).is_folded());
+        guard.table().clear_leaves(start..end, |pte| all.add(pte));
+        start = end;
     }
-    if any_valid {
+    if folded != 0 {
+        guard.mm().counters().add(Counter::ClearedFolded, folded);
+    }
+    if all.valid {
         guard.owe_flush(rest);
     }
-    first
+    // Not into an invalid entry: its bits are whatever its owner wrote.
+    if !head.is_valid() {
+        return head;
+    }
+    // These have the flags of their blocks.
+    first.into_iter().chain(last).for_each(|pte| all.add(pte));
+    all.merged_into(head)
 }
 
 /// Clears the entry of `va`. *Maintenance:* that of an unfold, if any; else owed for the page.
@@ -309,12 +346,7 @@ pub fn wrprotect_ptes<M: Mmu>(guard: &mut PteGuard<'_, '_, M>, va: VirtAddr, nr:
     let Ends { rest, .. } =
         unfold_partial_ends(guard, &indices, Counter::UnfoldsByWriteProtect, PteValue::wrprotect);
     let mut changed = false;
-    for index in rest.clone() {
-        if guard.get(index).is_valid() {
-            let (old, new) = contpte::update(guard, index, PteValue::wrprotect);
-            changed |= old != new;
-        }
-    }
+    guard.table().update_leaves(rest.clone(), PteValue::wrprotect, |old, new| changed |= old != new);
     if changed {
         guard.owe_flush(rest);
     }
@@ -327,11 +359,8 @@ pub fn ptep_test_and_clear_young<M: Mmu>(guard: &mut PteGuard<'_, '_, M>, va: Vi
     guard.mutates("ptep_test_and_clear_young");
     let index = guard.index(va);
     let mut young = false;
-    for index in expand(guard, index..index + 1) {
-        if guard.get(index).is_valid() {
-            young |= contpte::update(guard, index, PteValue::mkold).0.is_young();
-        }
-    }
+    let expanded = expand(guard, index..index + 1);
+    guard.table().update_leaves(expanded, PteValue::mkold, |old, _| young |= old.is_young());
     young
 }
 
@@ -374,16 +403,14 @@ pub fn clear_young_dirty_ptes<M: Mmu>(
     let indices = guard.indices(va, nr);
     let indices = expand(guard, indices);
     let mut cleaned = false;
-    for index in indices.clone() {
-        if guard.get(index).is_valid() {
-            let (old, new) = contpte::update(guard, index, |pte| match what {
-                YoungDirty::Young => pte.mkold(),
-                YoungDirty::Dirty => pte.mkclean(),
-                YoungDirty::Both => pte.mkold().mkclean(),
-            });
-            cleaned |= old.is_dirty() != new.is_dirty();
-        }
-    }
+    let clear = |pte: PteValue| match what {
+        YoungDirty::Young => pte.mkold(),
+        YoungDirty::Dirty => pte.mkclean(),
+        YoungDirty::Both => pte.mkold().mkclean(),
+    };
+    guard
+        .table()
+        .update_leaves(indices.clone(), clear, |old, new| cleaned |= old.is_dirty() != new.is_dirty());
     if cleaned {
         guard.owe_flush(indices);
     }
@@ -414,7 +441,7 @@ pub fn ptep_set_access_flags<M: Mmu>(guard: &mut PteGuard<'_, '_, M>, va: VirtAd
         if entry.is_dirty() && pte.flags().contains(PteFlags::RDONLY) { pte.mkdirty() } else { pte }
     };
     let all = expand(guard, index..index + 1);
-    if all.clone().all(|index| merged(guard.get(index)) == guard.get(index)) {
+    if guard.table().leaves(all.clone()).all(|pte| merged(pte) == pte) {
         return false;
     }
     let page = index..index + 1;
@@ -429,11 +456,10 @@ pub fn ptep_set_access_flags<M: Mmu>(guard: &mut PteGuard<'_, '_, M>, va: VirtAd
     }
     let changed = if permission_changes { page } else { all };
     let mut stale = false;
-    for index in changed.clone() {
-        let (old, new) = contpte::update(guard, index, merged);
+    guard.table().update_leaves(changed.clone(), merged, |old, new| {
         let gained = old.flags().contains(PteFlags::RDONLY) && !new.flags().contains(PteFlags::RDONLY);
         stale |= gained && old.is_young();
-    }
+    });
     if stale {
         tlb::flush_range(guard.mm(), guard.va(changed.start), changed.len() as u64);
     }
@@ -510,18 +536,19 @@ pub fn ptep_get_lockless<M: Mmu>(mm: &Mm<'_, M>, va: VirtAddr, _: &LocklessGuard
             return Ok(pte);
         }
         let block = block_of::<M>(index);
-        let mut gathered = pte;
+        let mut gathered = Gathered::default();
+        gathered.add(pte);
         let mut expected = None;
         let consistent = block.clone().all(|sibling_index| {
             let sibling = table.leaf(sibling_index);
             let offset = (sibling_index - block.start) as u64 * page;
             let expected = *expected.get_or_insert(sibling.attributes());
-            gathered = with_flags_of(gathered, sibling);
+            gathered.add(sibling);
             sibling.is_folded() && sibling.attributes() == expected.advanced(offset)
         });
         let here = (index - block.start) as u64 * page;
         if consistent && expected.is_some_and(|expected| expected.advanced(here) == pte.attributes()) {
-            return Ok(gathered);
+            return Ok(gathered.merged_into(pte));
         }
         core::hint::spin_loop();
     }

@@ -11,8 +11,8 @@ use arch::{Mmu, VirtAddr};
 use crate::Mm;
 use crate::counters::Counter;
 
-/// Without range operations, more pages than this are invalidated by ASID instead: one operation then costs less
-/// than the misses that follow it.
+/// Without range operations, fewer pages than this are invalidated one by one, and this many or more by ASID: one operation
+/// then costs less than the misses that follow it.
 pub const MAX_PAGE_OPERATIONS: u64 = 512;
 
 /// Issues the invalidation of `pages` pages from `va` on, and does not wait for it.
@@ -37,7 +37,7 @@ fn issue_ranges<M: Mmu>(mm: &Mm<'_, M>, ranges: impl Iterator<Item = (VirtAddr, 
     // Only now: a CPU that is given another ASID from here on walks the tables as they are published.
     let Some(space) = mm.space() else { return };
     let pages: u64 = ranges.clone().map(|(_, pages)| pages).sum();
-    if !mm.mmu().features().tlb_range && pages > MAX_PAGE_OPERATIONS {
+    if !mm.mmu().features().tlb_range && pages >= MAX_PAGE_OPERATIONS {
         return issue_all(mm, space);
     }
     ranges.for_each(|(va, pages)| issue_range(mm, space, va, pages));
@@ -46,12 +46,13 @@ fn issue_ranges<M: Mmu>(mm: &Mm<'_, M>, ranges: impl Iterator<Item = (VirtAddr, 
 fn issue_range<M: Mmu>(mm: &Mm<'_, M>, space: Space, va: VirtAddr, pages: u64) {
     let (granule, level) = (M::GRANULE, Some(LAST_LEVEL));
     if !mm.mmu().features().tlb_range {
-        for page in 0..pages {
+        let operation = |page: u64| {
             let va = VirtAddr::new(va.get() + page * granule.page_size());
-            issue(mm, Tlbi::Page { va, space, last_level: true, granule, level });
-        }
+            Tlbi::Page { va, space, last_level: true, granule, level }
+        };
+        issue(mm, (0..pages).map(operation));
     } else if let Ok(operations) = Tlbi::range(va, pages, space, true, granule, level) {
-        operations.for_each(|operation| issue(mm, operation));
+        issue(mm, operations);
     } else {
         // Longer than a range can be.
         issue_all(mm, space);
@@ -59,16 +60,18 @@ fn issue_range<M: Mmu>(mm: &Mm<'_, M>, space: Space, va: VirtAddr, pages: u64) {
 }
 
 fn issue_all<M: Mmu>(mm: &Mm<'_, M>, space: Space) {
-    issue(
-        mm,
-        match space {
-            Space::Asid(asid) => Tlbi::Asid(asid),
-            Space::All => Tlbi::All,
-        },
-    );
+    let operation = match space {
+        Space::Asid(asid) => Tlbi::Asid(asid),
+        Space::All => Tlbi::All,
+    };
+    issue(mm, core::iter::once(operation));
 }
 
-fn issue<M: Mmu>(mm: &Mm<'_, M>, operation: Tlbi) {
-    mm.counters().add(Counter::TlbInvalidations, 1);
-    mm.mmu().invalidate(operation);
+fn issue<M: Mmu>(mm: &Mm<'_, M>, operations: impl Iterator<Item = Tlbi>) {
+    let mut issued = 0;
+    for operation in operations {
+        mm.mmu().invalidate(operation);
+        issued += 1;
+    }
+    mm.counters().add(Counter::TlbInvalidations, issued);
 }

@@ -92,18 +92,11 @@ fn table<'a>(mm: &'a Mm<'static, Machine>) -> Table<'a, Machine> {
 
 /// Hardware writes through an entry, if it may.
 fn hardware_writes(mm: &Mm<'static, Machine>, page: usize) -> bool {
-    let table = table(mm);
-    let mut old = table.leaf(page);
-    loop {
-        if !old.is_valid() || !old.is_writable() || !old.flags().contains(PteFlags::RDONLY) {
-            return false;
-        }
-        let new = old.mkyoung().without(PteFlags::RDONLY);
-        match table.compare_exchange_leaf(page, old, new) {
-            Ok(()) => return true,
-            Err(other) => old = other,
-        }
-    }
+    let clean = |pte: PteValue| pte.flags().contains(PteFlags::DBM | PteFlags::RDONLY);
+    let write = |pte: PteValue| if clean(pte) { pte.mkyoung().without(PteFlags::RDONLY) } else { pte };
+    let mut written = false;
+    table(mm).update_leaves(page..page + 1, write, |old, new| written = old != new);
+    written
 }
 
 type Reader = fn(&Mm<'static, Machine>, VirtAddr) -> Result<PteValue, Busy>;

@@ -146,7 +146,7 @@ fn regression_03_access_flags_leave_a_stale_read_only_entry() {
 
 /// A batch that ends inside of blocks lost what was known of them by their other entries.
 ///
-/// Fails if `get_and_clear_ptes` does not call `with_flags_of`; if `convert` gathers no young, or no dirty.
+/// Fails if `clear_several` does not gather the first or the last part; if `convert` gathers no young, or no dirty.
 #[test]
 fn regression_04_teardown_loses_flags_of_partial_ends() {
     on_every_machine!(user, |w| {

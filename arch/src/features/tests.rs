@@ -270,3 +270,24 @@ proptest! {
         prop_assert_eq!(a.common(b).common(c), a.common(b.common(c)));
     }
 }
+
+#[test]
+fn hardware_updates_what_is_old_or_clean() {
+    let pte =
+        |flags: PteFlags| PteValue::leaf(crate::PhysAddr::new(0x1000), crate::MemoryType::Normal, flags);
+    let (af, clean) = (PteFlags::AF, PteFlags::DBM | PteFlags::RDONLY);
+    for (entry, by_af, by_dbm) in [
+        (pte(af), false, false),
+        (pte(PteFlags::empty()), true, true),
+        (pte(af | clean), false, true),
+        (pte(clean), true, true),
+        (pte(af | PteFlags::DBM), false, false),
+        (pte(af | PteFlags::RDONLY), false, false),
+        (pte(clean).without(PteFlags::VALID), false, false),
+        (PteValue::NONE, false, false),
+    ] {
+        assert!(!Hafdbs::None.may_update(entry), "{entry:?}");
+        assert_eq!(Hafdbs::Af.may_update(entry), by_af, "{entry:?}");
+        assert_eq!(Hafdbs::AfDbm.may_update(entry), by_dbm, "{entry:?}");
+    }
+}
