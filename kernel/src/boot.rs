@@ -70,7 +70,10 @@ extern "C" fn pleat_primary(device_tree: u64, image: u64, entered_at: u64, start
 
 #[cfg(feature = "selftest")]
 fn run(platform: &Platform<'_>, memblock: &MemBlock, arguments: &BootArgs<'_>) -> ! {
-    crate::selftest::main(platform, memblock, arguments)
+    match arguments.bench {
+        Some(bench) => crate::bench::main(platform, memblock, arguments, bench),
+        None => crate::selftest::main(platform, memblock, arguments),
+    }
 }
 
 /// Without self-tests there is nothing to run yet.

@@ -20,6 +20,13 @@ pub enum Selftest<'a> {
     List,
 }
 
+/// What is measured.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Bench {
+    /// The public calls on entries of user memory.
+    Ptep,
+}
+
 /// Why a command line is refused, with the word that is to blame.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[non_exhaustive]
@@ -102,6 +109,8 @@ macro_rules! options {
 }
 
 options! {
+    /// `bench=`: a benchmark to be run in place of the self-tests, of whose parts `selftest=` selects.
+    "bench": bench: Option<Bench> = None, read_bench, "`ptep`";
     /// `loglevel=`: the least severe messages that are printed.
     "loglevel": log_level: LevelFilter = LevelFilter::Info, read_level, "off, error, warn, info, debug, trace or 0 to 8";
     /// `selftest=`: `list`, or a pattern. The bare key is the same as none.
@@ -129,6 +138,13 @@ fn read_level(value: Option<&str>) -> Option<LevelFilter> {
         "trace" => LevelFilter::Trace,
         _ => return None,
     })
+}
+
+fn read_bench(value: Option<&str>) -> Option<Option<Bench>> {
+    match value? {
+        "ptep" => Some(Some(Bench::Ptep)),
+        _ => None,
+    }
 }
 
 fn read_selftest(value: Option<&str>) -> Option<Selftest<'_>> {
@@ -267,6 +283,15 @@ mod tests {
         }
         for word in ["selftest=", r#"selftest="""#] {
             assert!(matches!(BootArgs::parse(word), Err(BootArgsError::InvalidValue { .. })), "{word}");
+        }
+    }
+
+    #[test]
+    fn benchmarks_have_names() {
+        assert_eq!((parse("").bench, parse("bench=ptep").bench), (None, Some(Bench::Ptep)));
+        for word in ["bench", "bench=", "bench=all", "bench=Ptep"] {
+            let error = BootArgs::parse(word).unwrap_err();
+            assert_eq!(error, BootArgsError::InvalidValue { word, expected: "`ptep`" });
         }
     }
 

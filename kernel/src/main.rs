@@ -19,6 +19,8 @@ extern crate alloc;
 
 #[cfg(target_os = "none")]
 mod backtrace;
+#[cfg(all(target_os = "none", feature = "selftest"))]
+mod bench;
 #[cfg(target_os = "none")]
 mod boot;
 // The bare machine; what is pure is in the library beside this binary.

@@ -37,7 +37,7 @@ macro_rules! check {
         }
     };
 }
-pub(super) use check;
+pub(crate) use check;
 
 /// A test, by the name that `selftest=` selects.
 #[derive(Clone, Copy)]

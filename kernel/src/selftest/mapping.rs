@@ -190,10 +190,10 @@ pub(crate) fn two_cpus_in_the_page_tables(_: &Context<'_>) -> TestResult {
 }
 
 /// The scenarios' machine: address spaces that are never loaded, whose tables are given back at the end.
-pub(super) struct Scratch(RefCell<Vec<Folio<'static>>>);
+pub(crate) struct Scratch(RefCell<Vec<Folio<'static>>>);
 
 impl Scratch {
-    pub(super) fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self(RefCell::new(Vec::new()))
     }
 }

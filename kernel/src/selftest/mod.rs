@@ -13,6 +13,7 @@ use kernel::memblock::MemBlock;
 use kernel::platform::Platform;
 
 use self::harness::{Context, Test};
+pub(crate) use self::mapping::Scratch;
 
 /// To add a test, write a function beside its likes and name it here.
 const TESTS: &[Test] = &[
