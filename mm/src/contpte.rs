@@ -253,6 +253,15 @@ pub(crate) fn set_many<M: Mmu>(guard: &mut PteGuard<'_, '_, M>, indices: Range<u
     }
 }
 
+/// The pages of the entry's folio from the entry's own on; `None` where the frame has none.
+pub(crate) fn left_of_folio<M: Mmu>(mm: &Mm<'_, M>, pte: PteValue) -> Option<usize> {
+    // Not by the gate: nothing is to be converted.
+    let Kind::User { frames, .. } = *mm.kind() else { return None };
+    let pfn = pte.pa().pfn(M::GRANULE);
+    let folio = if pte.is_special() { None } else { frames.folio(pfn) }?;
+    Some((folio.head().get() + folio.frames() - pfn.get()) as usize)
+}
+
 /// Why a block is not folded.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Obstacle {

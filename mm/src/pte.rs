@@ -115,29 +115,46 @@ pub trait Pte: Sized + Copy {
     fn attributes(self) -> Self;
 }
 
-/// What is known of several entries: whether any is valid, young, dirty.
+/// What is known of several entries: whether any is valid, young, dirty. By all bits at once: it is done for every page.
 #[derive(Clone, Copy, Default)]
 pub(crate) struct Gathered {
-    pub(crate) valid: bool,
-    pub(crate) young: bool,
-    pub(crate) dirty: bool,
+    /// The bits that any valid one has.
+    any: u64,
+    /// DBM, where any has it without `RDONLY`.
+    written: u64,
 }
 
 impl Gathered {
     /// One entry more, which counts if it is valid.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn add(&mut self, pte: PteValue) {
-        let valid = pte.is_valid();
-        self.valid |= valid;
-        self.young |= valid & pte.is_young();
-        self.dirty |= valid & pte.is_dirty();
+        const RDONLY_TO_DBM: u32 = PteFlags::DBM.bits().ilog2() - PteFlags::RDONLY.bits().ilog2();
+        let raw = if pte.is_valid() { pte.raw() } else { 0 };
+        self.any |= raw;
+        self.written |= raw & !(raw << RDONLY_TO_DBM);
+    }
+
+    fn has(self, flag: PteFlags) -> bool {
+        self.any & flag.bits() != 0
+    }
+
+    pub(crate) fn is_valid(self) -> bool {
+        self.has(PteFlags::VALID)
+    }
+
+    pub(crate) fn is_young(self) -> bool {
+        self.has(PteFlags::AF)
+    }
+
+    pub(crate) fn is_dirty(self) -> bool {
+        self.has(PteFlags::DIRTY) || self.written & PteFlags::DBM.bits() != 0
     }
 
     /// The entry, also young and dirty where one of these is.
     #[inline]
     pub(crate) fn merged_into(self, pte: PteValue) -> PteValue {
-        let pte = if self.young { pte.mkyoung() } else { pte };
-        if self.dirty && !pte.is_dirty() { pte.mkdirty() } else { pte }
+        let pte = if self.is_young() { pte.mkyoung() } else { pte };
+        if self.is_dirty() && !pte.is_dirty() { pte.mkdirty() } else { pte }
     }
 }
 

@@ -71,7 +71,7 @@ fn gather<M: Mmu>(guard: &PteGuard<'_, '_, M>, index: usize, pte: PteValue) -> P
     let mut all = Gathered::default();
     for sibling in guard.table().leaves(block_of::<M>(index)) {
         all.add(sibling);
-        if all.young && all.dirty {
+        if all.is_young() && all.is_dirty() {
             break;
         }
     }
@@ -313,7 +313,7 @@ fn clear_several<M: Mmu>(guard: &mut PteGuard<'_, '_, M>, indices: Range<usize>)
     if folded != 0 {
         guard.mm().counters().add(Counter::ClearedFolded, folded);
     }
-    if all.valid {
+    if all.is_valid() {
         guard.owe_flush(rest);
     }
     // Not into an invalid entry: its bits are whatever its owner wrote.
@@ -491,6 +491,64 @@ pub fn modify_prot_commit<M: Mmu>(guard: &mut PteGuard<'_, '_, M>, va: VirtAddr,
 pub fn pte_batch_hint<M: Mmu>(guard: &PteGuard<'_, '_, M>, va: VirtAddr) -> usize {
     let index = guard.index(va);
     if guard.get(index).is_folded() { block_of::<M>(index).end - index } else { 1 }
+}
+
+/// How many of the `most` pages from `va` on may be changed as one batch: those that continue the first, in frame and in
+/// attributes, and belong to its folio. Young and dirty may differ; the permission to write does not, nor is the first page
+/// taken for the folio's first. At least 1; 1 where the first is not valid. No more than are in the table. *Maintenance:*
+/// none.
+///
+/// # Panics
+/// Where `most` is 0.
+///
+/// # Examples
+/// ```
+/// # mod machine { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/common/machine.rs")); }
+/// # let machine::World { mm, frames, plain: tables, .. } = machine::World::<machine::K4>::default();
+/// use arch::{PteValue, VirtAddr};
+/// use pleat_mm::pte::{Pte, UserProt};
+/// use pleat_mm::ptep::{pte_batch, set_ptes, wrprotect_ptes};
+///
+/// let folio = frames.alloc(5)?;
+/// let pte = PteValue::new_user(folio.head().addr(mm.granule()), UserProt::ReadWrite);
+/// let va = |page: u64| VirtAddr::new(0x40_0000 + page * 0x1000);
+/// let mut guard = mm.lock_table(va(0), tables)?;
+/// set_ptes(&mut guard, va(0), pte, 32);
+/// assert_eq!(pte_batch(&guard, va(3), 100), 29);
+///
+/// wrprotect_ptes(&mut guard, va(20), 2);
+/// assert_eq!(pte_batch(&guard, va(3), 100), 17);
+/// assert_eq!(pte_batch(&guard, va(20), 100), 2);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+pub fn pte_batch<M: Mmu>(guard: &PteGuard<'_, '_, M>, va: VirtAddr, most: usize) -> usize {
+    assert!(most > 0, "a batch of no pages");
+    let start = guard.index(va);
+    let pte = guard.get(start);
+    if !pte.is_valid() {
+        return 1;
+    }
+    let mut most = most.min(M::GRANULE.entries() - start);
+    if most == 1 {
+        return 1;
+    }
+    if let Some(left) = contpte::left_of_folio(guard.mm(), pte) {
+        most = most.min(left);
+    }
+    // Of a folded block one entry tells of all.
+    let entries = |index: usize, pte: PteValue| {
+        if pte.is_folded() { block_of::<M>(index).end - index } else { 1 }
+    };
+    let first = pte.attributes();
+    let mut nr = entries(start, pte);
+    while nr < most {
+        let next = guard.get(start + nr);
+        if !next.is_valid() || next.attributes() != first.advanced(nr as u64 * M::GRANULE.page_size()) {
+            return nr;
+        }
+        nr += entries(start + nr, next);
+    }
+    most
 }
 
 /// What a reader without the lock has: interrupts are masked on its CPU, so that no table that it reads is freed.

@@ -106,6 +106,8 @@ impl<'m, G: GranuleType + Sync> World<'m, G> {
         let mut page = range.start;
         while page < range.end {
             let nr = self.run(space, &(page..range.end));
+            let batch = pte_batch(&self.lock(space, page), self.va(page), range.end - page);
+            assert_eq!(batch, nr.max(1), "the batch from page {page} of {space}");
             if nr > 0 {
                 runs.push(page..page + nr);
             }
