@@ -126,7 +126,22 @@ pub(crate) struct Ends {
 
 /// Unfolds the blocks at either end of `indices` that are not wholly inside, with `change` made to the entries that are,
 /// unless it changes nothing in them.
+#[inline]
 pub(crate) fn unfold_partial_ends<M: Mmu>(
+    guard: &mut PteGuard<'_, '_, M>,
+    indices: &Range<usize>,
+    cause: Counter,
+    change: impl Fn(PteValue) -> PteValue,
+) -> Ends {
+    if guard.get(indices.start).is_folded() || guard.get(indices.end - 1).is_folded() {
+        unfold_folded_ends(guard, indices, cause, change)
+    } else {
+        Ends { first: None, rest: indices.clone(), last: None }
+    }
+}
+
+#[inline(never)]
+fn unfold_folded_ends<M: Mmu>(
     guard: &mut PteGuard<'_, '_, M>,
     indices: &Range<usize>,
     cause: Counter,

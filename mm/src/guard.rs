@@ -91,7 +91,17 @@ impl<'a, 'm, M: Mmu> PteGuard<'a, 'm, M> {
     }
 
     /// The old translations of these entries may be cached until the next flush.
+    #[inline]
     pub(crate) fn owe_flush(&mut self, indices: Range<usize>) {
+        if self.pending.is_empty() {
+            self.pending.push(indices);
+        } else {
+            self.owe_also(indices);
+        }
+    }
+
+    #[inline(never)]
+    fn owe_also(&mut self, indices: Range<usize>) {
         // Where one operation invalidates a range, one that holds all is cheaper than several; where each page takes one,
         // the pages between are not invalidated for nothing.
         let one_for_all = self.mm.mmu().features().tlb_range;
@@ -111,13 +121,13 @@ impl<'a, 'm, M: Mmu> PteGuard<'a, 'm, M> {
     /// To be called before any of these entries becomes valid: what was there must not be cached any more.
     #[inline]
     pub(crate) fn before_valid(&mut self, indices: &Range<usize>) {
-        if self.owes(indices) {
+        // Mostly nothing is owed.
+        if !self.pending.is_empty() && self.owes(indices) {
             self.flush();
         }
     }
 
     /// Whether the old translation of one of these entries may be cached.
-    #[inline]
     fn owes(&self, indices: &Range<usize>) -> bool {
         self.pending.iter().any(|range| indices.start < range.end && range.start < indices.end)
     }
@@ -153,6 +163,7 @@ impl<'a, 'm, M: Mmu> PteGuard<'a, 'm, M> {
     }
 
     /// Flushes what is owed and gives back what waited for it. Waits until every CPU has done it.
+    #[inline(never)]
     pub fn flush(&mut self) {
         if !self.pending.is_empty() {
             let ranges = self.pending.iter().map(|range| (self.va(range.start), range.len() as u64));

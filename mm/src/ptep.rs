@@ -68,13 +68,11 @@ pub fn ptep_get<M: Mmu>(guard: &PteGuard<'_, '_, M>, va: VirtAddr) -> PteValue {
 
 /// The entry with young and dirty of its block.
 fn gather<M: Mmu>(guard: &PteGuard<'_, '_, M>, index: usize, pte: PteValue) -> PteValue {
-    let mut all = Gathered::default();
-    for sibling in guard.table().leaves(block_of::<M>(index)) {
-        all.add(sibling);
-        if all.is_young() && all.is_dirty() {
-            break;
-        }
+    if pte.is_young() && pte.is_dirty() {
+        return pte;
     }
+    let mut all = Gathered::default();
+    guard.table().leaves(block_of::<M>(index)).for_each(|sibling| all.add(sibling));
     all.merged_into(pte)
 }
 

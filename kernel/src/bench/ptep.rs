@@ -7,8 +7,9 @@ use mm::contpte::{refold, why_not_folded};
 use mm::pte::{Pte, UserProt};
 use mm::ptep::{
     LocklessGuard, YoungDirty, clear_ptes, clear_young_dirty_ptes, get_and_clear_ptes, modify_prot_commit,
-    modify_prot_start, pte_batch_hint, ptep_clear, ptep_clear_flush_young, ptep_get, ptep_get_and_clear,
-    ptep_get_lockless, ptep_set_access_flags, ptep_test_and_clear_young, set_pte, set_ptes, wrprotect_ptes,
+    modify_prot_start, pte_batch, pte_batch_hint, ptep_clear, ptep_clear_flush_young, ptep_get,
+    ptep_get_and_clear, ptep_get_lockless, ptep_set_access_flags, ptep_test_and_clear_young, set_pte,
+    set_ptes, wrprotect_ptes,
 };
 use mm::{Mm, PteGuard};
 
@@ -99,6 +100,9 @@ fn rows<M: Counted>() -> Vec<Row<M>> {
     };
     let hint = |guard: &mut Guard<'_, M>, At { va, .. }| {
         timed!(pte_batch_hint::<M> as fn(&PteGuard<'_, '_, M>, _) -> _, guard, va)
+    };
+    let batch = |guard: &mut Guard<'_, M>, At { va, .. }| {
+        timed!(pte_batch::<M> as fn(&PteGuard<'_, '_, M>, _, _) -> _, guard, va, 16_usize)
     };
     let refold = |guard: &mut Guard<'_, M>, At { va, nr, .. }| {
         timed!(refold::<M> as fn(&mut PteGuard<'_, '_, M>, _, _) -> _, guard, va, nr)
@@ -213,6 +217,8 @@ fn rows<M: Counted>() -> Vec<Row<M>> {
         row((MODIFY, "a block"), Folded(same), ALL, modify, take_flush_write),
         row(("pte_batch_hint", "a page"), Pages(same), ONE, hint, |l| l.loads(1)),
         row(("pte_batch_hint", "a page of a block"), Folded(same), ONE, hint, |l| l.loads(1)),
+        row(("pte_batch", "16 pages"), Pages(same), ALL, batch, |l| l.read(16)),
+        row(("pte_batch", "a block"), Folded(same), ALL, batch, |l| l.loads(1)),
         row(("refold", "16 pages that qualify"), Pages(same), ALL, refold, |l| {
             l.change(16).and(l.flush(16)).and(l.write(16))
         }),
@@ -278,7 +284,7 @@ pub(super) fn calls(_: &Context<'_>) -> TestResult {
             invalidations >= wanted,
             "{call}, {on}: {invalidations} invalidations, {wanted} are the least"
         );
-        // A page whose block was unfolded for it is flushed again.
+        // A page that is set, and whose block was unfolded for it, is flushed again.
         check!(
             invalidations <= wanted + 1,
             "{call}, {on}: {invalidations} invalidations, {wanted} are enough"
