@@ -3,9 +3,10 @@
 mod common;
 
 use arch::VirtAddr;
-use common::{AF_DBM, CORTEX_A72, K4, K16, K64, Plain, World};
+use common::tlb::Event;
+use common::{AF, AF_DBM, CORTEX_A72, K4, K16, K64, Plain, World};
 use pleat_mm::contpte::{Obstacle, refold, why_not_folded};
-use pleat_mm::pte::UserProt;
+use pleat_mm::pte::{Pte, UserProt};
 use pleat_mm::ptep::*;
 
 /// Pages of two blocks, one folio, filled downwards, which folds nothing.
@@ -67,4 +68,69 @@ fn what_is_told_names_the_place() {
     }
     assert_eq!(Folded { index: 7 }.to_string(), "entry 7 belongs to a folded block");
     assert_eq!(Busy.to_string(), "the block kept changing while it was read without its lock");
+}
+
+/// Nothing after the last entry of a table is looked at.
+#[test]
+fn the_last_block_of_a_table_is_the_last() {
+    for features in [CORTEX_A72, AF_DBM] {
+        let w = World::<K4>::user(features);
+        w.map(496, 16, UserProt::ReadWrite);
+        w.write(511);
+        let mut guard = w.lock();
+        assert_eq!(pte_batch_hint(&guard, w.va(500)), 12);
+        assert!(ptep_test_and_clear_young(&mut guard, w.va(511)));
+        clear_young_dirty_ptes(&mut guard, w.va(510), 2, YoungDirty::Dirty);
+        assert!(!ptep_get(&guard, w.va(496)).is_dirty());
+        wrprotect_ptes(&mut guard, w.va(511), 1);
+        assert!(!w.folded(496..512));
+        clear_ptes(&mut guard, w.va(500), 12);
+        drop(guard);
+        w.check();
+    }
+}
+
+/// An entry without the access flag is in no TLB; so young alone needs no flush, whatever its siblings are.
+#[test]
+fn an_access_fault_beside_a_young_sibling_flushes_nothing() {
+    let w = World::<K4>::user(AF_DBM);
+    w.map(0, 16, UserProt::ReadWrite);
+    let mut guard = w.lock();
+    assert!(ptep_test_and_clear_young(&mut guard, w.va(0)));
+    w.plain.hardware_sets(3, |raw| raw | AF);
+    let request = ptep_get(&guard, w.va(7)).mkyoung();
+    assert!(ptep_set_access_flags(&mut guard, w.va(7), request));
+    drop(guard);
+    assert_eq!(w.maintenance(), "");
+    assert!(w.folded(0..16) && (0..16).all(|page| w.raw(page).is_young()));
+    w.check();
+}
+
+/// One store for each entry: what a clear costs.
+#[test]
+fn a_clear_stores_once() {
+    let w = World::<K4>::user(AF_DBM);
+    w.map(0, 32, UserProt::ReadWrite);
+    clear_ptes(&mut w.lock(), w.va(0), 32);
+    let stores: Vec<usize> = w.plain.tlb().events.iter().filter_map(stored).collect();
+    assert_eq!(stores, (0..32).collect::<Vec<_>>());
+}
+
+fn stored(event: &Event) -> Option<usize> {
+    if let Event::Store { index, .. } = *event { Some(index) } else { None }
+}
+
+/// A run of frames that begins inside an aligned block is never folded, however far from its begin.
+#[test]
+fn a_misaligned_run_of_one_folio_is_not_folded() {
+    for from in [1, 2, 4, 8] {
+        let w = World::<K4>::user(AF_DBM);
+        let folio = w.folio(32);
+        for page in (0..16).rev() {
+            set_ptes(&mut w.lock(), w.va(page), w.pte(&folio, from + page, UserProt::ReadWrite), 1);
+        }
+        assert_eq!(why_not_folded(w.mm, w.va(5)), Err(Obstacle::Misaligned(w.va(0))), "from {from}");
+        assert_eq!(refold(&mut w.lock(), w.va(0), 16), 0, "from {from}");
+        assert!(!w.folded(0..16));
+    }
 }
