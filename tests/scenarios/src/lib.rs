@@ -3,13 +3,16 @@
 //!
 //! ```text
 //!  cargo test ──▶ host double ──┐                    ┌──▶ frames   the allocator
-//!                               ├──▶ a scenario of ──┤
-//!  kernel self-test ──▶ machine ┘                    └──▶ mapping  create_pgd_mapping
+//!                               ├──▶ a scenario of ──┼──▶ mapping  create_pgd_mapping
+//!  kernel self-test ──▶ machine ┘                    └──▶ contpte  folded blocks, by the public ptep API
 //! ```
 //!
 //! They panic where something is not as it must be, and give back what they take.
 #![forbid(unsafe_code)]
 #![cfg_attr(not(test), no_std)]
 
+extern crate alloc;
+
+pub mod contpte;
 pub mod frames;
 pub mod mapping;
