@@ -27,6 +27,19 @@ impl Granule {
         }
     }
 
+    /// The granule whose pages have 2^`shift` bytes.
+    ///
+    /// # Panics
+    /// Where there is none.
+    pub const fn of_page_shift(shift: u32) -> Self {
+        match shift {
+            12 => Self::K4,
+            14 => Self::K16,
+            16 => Self::K64,
+            _ => panic!("no granule has pages of this size"),
+        }
+    }
+
     /// The page size in bytes.
     pub const fn page_size(self) -> u64 {
         1 << self.page_shift()
@@ -109,6 +122,13 @@ mod tests {
         }
         assert_eq!(Granule::K4.level_size(1), G);
         assert_eq!(Granule::K4.start_level(39), 1);
+    }
+
+    #[test]
+    fn a_page_size_tells_the_granule() {
+        for granule in Granule::ALL {
+            assert_eq!(Granule::of_page_shift(granule.page_shift()), granule);
+        }
     }
 
     #[test]

@@ -14,6 +14,10 @@ const SOURCES: [&str; 4] = ["EL1 with SP_EL0", "EL1", "EL0", "EL0 in AArch32"];
 const KINDS: [&str; 4] = ["synchronous exception", "IRQ", "FIQ", "SError"];
 const EL1_SYNC: u64 = 4;
 const EL1_IRQ: u64 = 5;
+const EL0_SYNC: u64 = 8;
+
+/// SPSR_EL1: EL1 with its own stack pointer, D, A, I and F masked.
+const EL1H_MASKED: u64 = 0x3c5;
 
 static IN_INTERRUPT: [AtomicBool; MAX_CPUS] = [const { AtomicBool::new(false) }; MAX_CPUS];
 
@@ -27,10 +31,15 @@ pub(crate) fn in_interrupt() -> bool {
 extern "C" fn pleat_trap(frame: &mut TrapFrame, vector: u64) {
     match vector {
         EL1_SYNC => {
-            if !fix_up(frame) {
+            // A call to what can't be executed faults at its target; the listed instruction is where it returns to.
+            let fetch = Esr::new(frame.esr).class() == ExceptionClass::InstructionAbortSame;
+            let at = if fetch { frame.x[30] } else { frame.elr };
+            if !fix_up(frame, at) {
                 die(frame, format_args!("{}", describe(frame)));
             }
         }
+        // There are no processes yet: who went to EL0 is a probe, which waits for what comes of it.
+        EL0_SYNC if fix_up(frame, frame.x[30]) => frame.spsr = EL1H_MASKED,
         EL1_IRQ => {
             let flag = &IN_INTERRUPT[cpu::index()];
             flag.store(true, Ordering::Relaxed);
@@ -100,11 +109,8 @@ fn fixups() -> &'static [Fixup] {
     unsafe { core::slice::from_raw_parts(start, bytes as usize / size_of::<Fixup>()) }
 }
 
-/// Goes on at the fix-up of the instruction that faulted, if it has one.
-fn fix_up(frame: &mut TrapFrame) -> bool {
-    // A call to what can't be executed faults at its target; the listed instruction is where it returns to.
-    let fetch = Esr::new(frame.esr).class() == ExceptionClass::InstructionAbortSame;
-    let at = if fetch { frame.x[30] } else { frame.elr };
+/// Goes on at the fix-up of the instruction at `at`, if it has one.
+fn fix_up(frame: &mut TrapFrame, at: u64) -> bool {
     let Some(fixup) = fixups().iter().find(|fixup| fixup.instruction() == at) else { return false };
     frame.elr = fixup.target();
     frame.x[16] = frame.esr;

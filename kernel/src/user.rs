@@ -1,5 +1,6 @@
 //! User address spaces on this machine: their ASIDs, and how one gets into TTBR0.
 
+use alloc::sync::Arc;
 use alloc::vec;
 use core::marker::PhantomData;
 
@@ -10,10 +11,12 @@ use mm::Mm;
 use mm::asid::AsidAllocator;
 use spin::Once;
 
+use crate::vm::GRANULE;
 use crate::{cpu, features, vm};
 
-/// A user's address space on this machine.
-pub(crate) type UserMm = Mm<'static, Hardware<LinearMap>>;
+/// A user's address space on this machine, with pages of 2^`PAGE_SHIFT` bytes.
+pub(crate) type UserMm<const PAGE_SHIFT: u32 = { GRANULE.page_shift() }> =
+    Mm<'static, Hardware<LinearMap, PAGE_SHIFT>>;
 
 pub(crate) type Asids = AsidAllocator<'static, MAX_CPUS>;
 
@@ -28,38 +31,47 @@ pub(crate) fn asids() -> &'static Asids {
 }
 
 /// An address space that this CPU has loaded into TTBR0, until it is dropped, on the same CPU.
-pub(crate) struct Loaded<'a>(PhantomData<(&'a UserMm, *const ())>);
+pub(crate) struct Loaded<const PAGE_SHIFT: u32>(Arc<UserMm<PAGE_SHIFT>>, PhantomData<*const ()>);
 
-impl<'a> Loaded<'a> {
+impl<const PAGE_SHIFT: u32> Loaded<PAGE_SHIFT> {
     /// Loads `mm`.
     ///
     /// # Panics
-    /// Where it is no user's.
+    /// Where it is no user's, or not every CPU has its granule.
     ///
     /// # Safety
     /// What it maps must not be memory that Rust references elsewhere refer to. TTBR0 must translate nothing.
-    pub(crate) unsafe fn new(mm: &'a UserMm) -> Self {
+    pub(crate) unsafe fn new(mm: &Arc<UserMm<PAGE_SHIFT>>) -> Self {
         let context = mm.context().expect("a user's address space");
+        assert!(features::common().granules.supports(mm.granule()), "a granule that some CPU has not");
         daif::masked(|| {
+            if mm.granule() != GRANULE {
+                // SAFETY: the CPU has it; the caller vouches for TTBR0.
+                unsafe { boot::set_user_granule(mm.granule()) };
+            }
             let asid = asids().switch_to(mm.mmu(), cpu::index(), context);
             // SAFETY: the tables live as long as `mm`; the ASID is its own. The caller vouches for the rest.
             unsafe { boot::load_user_root(mm.root(), asid) };
         });
-        Self(PhantomData)
+        Self(mm.clone(), PhantomData)
     }
 }
 
-impl Drop for Loaded<'_> {
+impl<const PAGE_SHIFT: u32> Drop for Loaded<PAGE_SHIFT> {
     fn drop(&mut self) {
         daif::masked(|| {
             boot::unload_user_root(vm::image().offset());
+            if self.0.granule() != GRANULE {
+                // SAFETY: every CPU has the kernel's granule, and TTBR0 translates nothing now.
+                unsafe { boot::set_user_granule(GRANULE) };
+            }
             asids().leave(cpu::index());
         });
     }
 }
 
 /// Gives the ASID of an address space back, which no CPU has loaded any more.
-pub(crate) fn release(mm: &UserMm) {
+pub(crate) fn release<const PAGE_SHIFT: u32>(mm: &UserMm<PAGE_SHIFT>) {
     if let Some(context) = mm.context() {
         daif::masked(|| asids().release(mm.mmu(), context));
     }

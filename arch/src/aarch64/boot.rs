@@ -8,7 +8,7 @@ use super::trap::CpuLocal;
 use crate::descriptor::MAIR;
 use crate::mmu::Hafdbs;
 use crate::tlbi::Asid;
-use crate::{PhysAddr, VirtAddr};
+use crate::{Granule, PhysAddr, VirtAddr};
 
 /// Where the Image lives: at the address in this 1 GiB slot that agrees with its physical address
 /// modulo 2 MiB, so that blocks and Contiguous groups fit wherever it was loaded.
@@ -102,11 +102,46 @@ pub unsafe fn load_kernel_root(root: PhysAddr, image_offset: u64) {
     }
 }
 
+/// Sets the granule by which this CPU walks the tables of TTBR0 (TCR_EL1.TG0). The kernel's own, in TTBR1, stays 4 KiB.
+///
+/// TTBR0 must translate nothing, with ASID 0: its empty table is one with every granule, being a page of zeroes, of which
+/// 16 KiB looks at two entries and 64 KiB at 64. The field may be cached in a TLB (DDI 0487, D24.2, TCR_EL1), so this
+/// CPU's is invalidated.
+///
+/// # Safety
+/// The CPU must have the granule, and TTBR0 translate nothing.
+pub unsafe fn set_user_granule(granule: Granule) {
+    const TG0: u64 = 0b11 << 14;
+    let tg0: u64 = match granule {
+        Granule::K4 => 0b00 << 14,
+        Granule::K64 => 0b01 << 14,
+        Granule::K16 => 0b10 << 14,
+    };
+    // SAFETY: the caller vouches for CPU and TTBR0; the other fields stay as they are.
+    unsafe {
+        asm!(
+            "mrs {tcr}, tcr_el1",
+            "bic {tcr}, {tcr}, {mask}",
+            "orr {tcr}, {tcr}, {tg0}",
+            "msr tcr_el1, {tcr}",
+            "isb",
+            "tlbi vmalle1",
+            "dsb nsh",
+            "isb",
+            tcr = out(reg) _,
+            mask = in(reg) TG0,
+            tg0 = in(reg) tg0,
+            options(nostack, preserves_flags)
+        );
+    }
+}
+
 /// Loads a user address space into TTBR0, whose entries are tagged with `asid`.
 ///
 /// # Safety
-/// `root` must be the physical address of a level 0 table that stays one until [`unload_user_root`] was called on this
-/// CPU, `asid` be its own, and what it maps keep to Rust's aliasing rules.
+/// `root` must be the physical address of a root table of the granule of TTBR0 ([`set_user_granule`]; 4 KiB if it was never
+/// called) that stays one until [`unload_user_root`] was called on this CPU, `asid` be its own, and what it maps keep to
+/// Rust's aliasing rules.
 pub unsafe fn load_user_root(root: PhysAddr, asid: Asid) {
     // SAFETY: the caller's contract. Not `nomem`: the tables were written before.
     unsafe {

@@ -105,12 +105,13 @@ unsafe impl Window for ImageWindow {
     }
 }
 
-/// This machine's MMU with the 4 KiB granule, its tables seen through `W`.
-pub struct Hardware<W: Window>(pub W);
+/// This machine's MMU, its tables seen through `W`. Their pages have 2^`PAGE_SHIFT` bytes: 4 KiB, which is the kernel's
+/// own granule, or the 16 KiB or 64 KiB of a user's address space ([`set_user_granule`](super::boot::set_user_granule)).
+pub struct Hardware<W: Window, const PAGE_SHIFT: u32 = { Granule::K4.page_shift() }>(pub W);
 
 // SAFETY: a window is linear, so the same frame is at the same address always, and all of it is mapped.
-unsafe impl<W: Window> Mmu for Hardware<W> {
-    const GRANULE: Granule = Granule::K4;
+unsafe impl<W: Window, const PAGE_SHIFT: u32> Mmu for Hardware<W, PAGE_SHIFT> {
+    const GRANULE: Granule = Granule::of_page_shift(PAGE_SHIFT);
 
     fn slots(&self, frame: TableFrame) -> &[Slot] {
         let start = ptr::with_exposed_provenance(self.0.offset().wrapping_add(frame.pa().get()) as usize);

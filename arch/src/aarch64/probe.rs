@@ -3,7 +3,7 @@
 use core::arch::global_asm;
 
 use crate::VirtAddr;
-use crate::esr::Esr;
+use crate::esr::{Esr, ExceptionClass};
 
 global_asm!(include_str!("probe.S"));
 
@@ -28,6 +28,9 @@ unsafe extern "C" {
     fn probe_load_word(va: u64) -> Outcome;
     fn probe_store(va: u64, value: u8) -> Outcome;
     fn probe_call(va: u64) -> Outcome;
+    fn probe_load_user(va: u64) -> Outcome;
+    fn probe_store_user(va: u64, value: u8) -> Outcome;
+    fn probe_execute_user(va: u64) -> Outcome;
 }
 
 fn result(outcome: Outcome) -> Result<u64, Fault> {
@@ -72,4 +75,40 @@ pub unsafe fn store(va: VirtAddr, value: u8) -> Result<(), Fault> {
 pub unsafe fn call(va: VirtAddr) -> Result<(), Fault> {
     // SAFETY: a fault is fixed up; the caller vouches for the rest.
     result(unsafe { probe_call(va.get()) }).map(|_| ())
+}
+
+/// Loads the byte at `va` as EL0 does (LDTRB).
+///
+/// # Safety
+/// As [`load`].
+pub unsafe fn load_user(va: VirtAddr) -> Result<u8, Fault> {
+    // SAFETY: a fault is fixed up; the caller vouches for the rest.
+    result(unsafe { probe_load_user(va.get()) }).map(|value| value as u8)
+}
+
+/// Stores `value` to the byte at `va` as EL0 does (STTRB).
+///
+/// # Safety
+/// As [`store`].
+pub unsafe fn store_user(va: VirtAddr, value: u8) -> Result<(), Fault> {
+    // SAFETY: a fault is fixed up; the caller vouches for the rest.
+    result(unsafe { probe_store_user(va.get(), value) }).map(|_| ())
+}
+
+/// Executes the instruction at `va` at EL0, which takes an exception to EL1: the immediate of an SVC.
+///
+/// # Errors
+/// Any other exception.
+///
+/// # Safety
+/// If the fetch does not fault, there must be an instruction at `va` that takes an exception, without a change of any
+/// register.
+pub unsafe fn execute_user(va: VirtAddr) -> Result<u16, Fault> {
+    // SAFETY: the exception is fixed up; the caller vouches for the rest.
+    let outcome = unsafe { probe_execute_user(va.get()) };
+    let esr = Esr::new(outcome.esr);
+    match (esr.class(), esr.immediate()) {
+        (ExceptionClass::Svc64, Some(immediate)) => Ok(immediate),
+        _ => Err(Fault { esr, far: VirtAddr::new(outcome.value) }),
+    }
 }

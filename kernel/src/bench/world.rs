@@ -126,7 +126,7 @@ struct World<M: Counted> {
 
 impl<M: Counted> World<M> {
     fn new(owner: Owner) -> Self {
-        let tables = Scratch::new();
+        let tables = Scratch::new(crate::vm::GRANULE);
         let root = tables.alloc_table(0).expect("there is memory for a root table");
         let folio = memory::frames().alloc(ORDER).expect("there is memory for a block");
         let mm = match owner {

@@ -7,7 +7,7 @@ use core::cell::RefCell;
 use core::ops::ControlFlow;
 
 use arch::aarch64::hardware::{Hardware, LinearMap, linear};
-use arch::{MemoryType, PhysAddr, PteFlags, TableFrame, VirtAddr};
+use arch::{Granule, MemoryType, PhysAddr, PteFlags, TableFrame, VirtAddr};
 use kernel::platform::PhysRange;
 use mm::frame::Folio;
 use mm::{KernelProt, Leaf, Mapping, Mm, TableAlloc};
@@ -189,24 +189,31 @@ pub(crate) fn two_cpus_in_the_page_tables(_: &Context<'_>) -> TestResult {
     Ok(())
 }
 
-/// The scenarios' machine: address spaces that are never loaded, whose tables are given back at the end.
-pub(crate) struct Scratch(RefCell<Vec<Folio<'static>>>);
+/// Tables that are given back at the end. To the scenarios, a machine with address spaces that are never loaded.
+pub(crate) struct Scratch {
+    granule: Granule,
+    tables: RefCell<Vec<Folio<'static>>>,
+}
 
 impl Scratch {
-    pub(crate) fn new() -> Self {
-        Self(RefCell::new(Vec::new()))
+    /// For tables of a granule.
+    pub(crate) fn new(granule: Granule) -> Self {
+        Self { granule, tables: RefCell::new(Vec::new()) }
     }
 }
 
 impl TableAlloc for Scratch {
     fn alloc_table(&self, level: u8) -> Option<TableFrame> {
-        let folio = memory::frames().alloc(0).ok()?;
-        let pa = folio.head().addr(GRANULE);
+        let order = self.granule.page_shift() - GRANULE.page_shift();
+        let folio = memory::frames().alloc(order as u8).ok()?;
+        let start = folio.head().addr(GRANULE);
+        let end = PhysAddr::new(start.get() + self.granule.page_size());
         // SAFETY: the page was just allocated, and is in the linear map.
-        unsafe { memory::clear(PhysRange { start: pa, end: PhysAddr::new(pa.get() + PAGE) }) };
-        self.0.borrow_mut().push(folio);
-        // SAFETY: a zeroed page of its own, in the linear map, kept until every address space of it is gone.
-        Some(unsafe { TableFrame::new(pa, level) })
+        unsafe { memory::clear(PhysRange { start, end }) };
+        self.tables.borrow_mut().push(folio);
+        // SAFETY: a zeroed page of its own, aligned to its size, in the linear map, kept until every address space of it
+        // is gone.
+        Some(unsafe { TableFrame::new(start, level) })
     }
 }
 
@@ -230,7 +237,7 @@ impl Machine for Scratch {
 pub(crate) fn scenarios(_: &Context<'_>) -> TestResult {
     for (name, scenario) in scenarios::mapping::scenarios::<Scratch>() {
         println!("# scenario {name}");
-        scenario(&Scratch::new());
+        scenario(&Scratch::new(GRANULE));
     }
     Ok(())
 }

@@ -7,6 +7,7 @@ mod contpte;
 mod machine;
 mod mapping;
 mod protection;
+mod user_space;
 
 use kernel::bootargs::BootArgs;
 use kernel::memblock::MemBlock;
@@ -38,7 +39,9 @@ const TESTS: &[Test] = &[
     Test::new("timer.tick_matches_counter", machine::tick_matches_counter),
     Test::new("smp.every_cpu_runs_a_function", machine::every_cpu_runs_a_function),
     Test::new("smp.two_cpus_in_the_page_tables", mapping::two_cpus_in_the_page_tables),
-    Test::new("contpte.a_block_is_used_while_it_changes", contpte::a_block_is_used_while_it_changes),
+    Test::new("contpte.scenarios", contpte::scenarios),
+    Test::new("contpte.scenarios_16k", contpte::scenarios_16k),
+    Test::new("contpte.scenarios_64k", contpte::scenarios_64k),
     Test::new(
         "contpte.a_block_is_used_while_another_cpu_changes_it",
         contpte::a_block_is_used_while_another_cpu_changes_it,

@@ -1,5 +1,6 @@
 //! Setting pages: what folds, what does not and why, and what unfolds.
 
+use mm::PteGuard;
 use mm::contpte::{Obstacle, refold, why_not_folded};
 use mm::counters::Counter;
 use mm::pte::{Pte, UserProt};
@@ -16,10 +17,17 @@ pub(super) fn pages_fold_with_the_last<'m, S: Machine<'m>>(machine: &S) {
     let block = World::<S>::BLOCK;
     let folio = world.alloc(block);
     for page in 0..block {
-        world.set(page, 1, folio.head().add(page as u64), RW);
+        let meant = Page { pfn: folio.head().add(page as u64), prot: RW };
+        let set = |guard: &mut PteGuard<'_, 'm, S::M>| {
+            set_ptes(guard, World::<S>::va(page), meant.pte::<S::M>(), 1);
+        };
+        world.change_unseen(page..page + 1, |_| Some(meant), set);
+        if World::<S>::is_shown(page) {
+            world.see();
+        }
         world.expect_folded(page, page == block - 1);
         // Some pages are dirty before it folds, some are not: no obstacle.
-        if page % 3 == 0 {
+        if World::<S>::is_shown(page) && page % 3 == 0 {
             world.write(page % 2, page, 0x80 + (page % 100) as u8);
         }
     }
@@ -63,9 +71,16 @@ pub(super) fn out_of_order_is_for_a_refold<'m, S: Machine<'m>>(machine: &S) {
     let world = World::new(machine);
     let block = World::<S>::BLOCK;
     let folio = world.alloc(block);
-    for page in (0..block).rev() {
-        world.set(page, 1, folio.head().add(page as u64), RW);
-    }
+    let meant = |page: usize| Page { pfn: folio.head().add(page as u64), prot: RW };
+    world.change(
+        0..block,
+        |page| Some(meant(page)),
+        |guard| {
+            for page in (0..block).rev() {
+                set_ptes(guard, World::<S>::va(page), meant(page).pte::<S::M>(), 1);
+            }
+        },
+    );
     assert_eq!(why_not_folded(world.mm(), World::<S>::va(5)), Err(Obstacle::None));
     world.write(0, 5, 0x55);
     // From any of its pages.
@@ -155,14 +170,15 @@ pub(super) fn set_pte_leaves_a_block_alone<'m, S: Machine<'m>>(machine: &S) {
     assert_eq!(world.counter(Counter::SetPteOnFolded), 1);
     world.expect_folded(4, true);
     // It folds nothing either.
-    for page in block..2 * block {
-        let set = world.change(
-            page..page + 1,
-            |page| Some(at(page)),
-            |guard| set_pte(guard, page, at(page).pte::<S::M>()),
-        );
-        assert_eq!(set, Ok(()));
-    }
+    world.change(
+        block..2 * block,
+        |page| Some(at(page)),
+        |guard| {
+            for page in block..2 * block {
+                assert_eq!(set_pte(guard, page, at(page).pte::<S::M>()), Ok(()));
+            }
+        },
+    );
     world.expect_folded(block, false);
     world.write(1, block, 0x77);
     world.finish();

@@ -219,7 +219,7 @@ impl<'m, G: GranuleType> Machine<'m> for Host<'m, G> {
     /// What other CPUs' TLBs might do at any moment the model knows without accesses; their hardware updates are made at
     /// random.
     fn while_used(&self, addresses: &[VirtAddr], act: &mut dyn FnMut()) {
-        for seed in 1..=8 {
+        for seed in 1..=2 {
             self.machine.agent_at_random(seed, 8);
             act();
             self.machine.agent_at_random(0, u32::MAX);

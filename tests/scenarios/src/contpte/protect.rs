@@ -60,7 +60,7 @@ pub(super) fn mprotect_of_half_a_block<'m, S: Machine<'m>>(machine: &S) {
         world.expect_folded(0, false);
         world.expect_no_write(first);
         world.expect_no_write(first + block / 2 - 1);
-        world.write(0, first ^ block / 2, 0x44);
+        world.write(0, (first + block / 2) % block, 0x44);
         world.refold(0..block, 0);
         mprotect(&world, first, block / 2, RW);
         world.write(1, first, 0x45);
@@ -226,12 +226,12 @@ pub(super) fn the_last_owner_writes_again<'m, S: Machine<'m>>(machine: &S) {
     world.expect_no_write(1);
     world.expect_no_write(3);
     // One after the other, until they are alike again.
-    for page in (0..block).filter(|&page| page != 2) {
-        world.protect(page..page + 1, RW, |guard| {
+    world.protect(0..block, RW, |guard| {
+        for page in (0..block).filter(|&page| page != 2) {
             let pte = ptep_get(guard, World::<S>::va(page)).mkwrite().mkyoung().mkdirty();
             assert!(ptep_set_access_flags(guard, World::<S>::va(page), pte));
-        });
-    }
+        }
+    });
     world.refold(0..block, 1);
     world.write(0, block - 1, 0x63);
     world.finish();

@@ -117,8 +117,20 @@ impl<'s, 'm, S: Machine<'m>> World<'s, 'm, S> {
     }
 
     /// Runs `act` with the table of `pages` locked. It makes of each page what `meant` says. When the lock is released,
-    /// that is what everybody sees.
+    /// that is what everybody sees, as is tried.
     pub(super) fn change<R>(
+        &self,
+        pages: Range<usize>,
+        meant: impl Fn(usize) -> Option<Page>,
+        act: impl FnOnce(&mut PteGuard<'_, 'm, S::M>) -> R,
+    ) -> R {
+        let result = self.change_unseen(pages, meant, act);
+        self.see();
+        result
+    }
+
+    /// As [`Self::change`], and it is not tried.
+    pub(super) fn change_unseen<R>(
         &self,
         pages: Range<usize>,
         meant: impl Fn(usize) -> Option<Page>,
@@ -136,7 +148,6 @@ impl<'s, 'm, S: Machine<'m>> World<'s, 'm, S> {
                 None => pages.remove(&page),
             };
         }
-        self.see();
         result
     }
 
@@ -293,18 +304,20 @@ impl<'s, 'm, S: Machine<'m>> World<'s, 'm, S> {
         self.machine.check();
     }
 
-    /// The pages that are looked at: those beside mapped ones, and these; where blocks are large, only at their edges and
-    /// where pages differ from their neighbours.
+    /// Whether a page is always looked at: each one, or where blocks are large, those at their edges.
+    pub(super) fn is_shown(page: usize) -> bool {
+        Self::BLOCK <= 16 || [0, 1, Self::BLOCK / 2, Self::BLOCK - 1].contains(&(page % Self::BLOCK))
+    }
+
+    /// The pages that are looked at: of those that are mapped, and those beside them, what [`Self::is_shown`] says, and
+    /// what differs from its neighbours.
     fn shown(&self) -> Vec<usize> {
         let pages = self.pages.borrow();
         let prot = |page: usize| pages.get(&page).map(|page| page.prot);
         let near = |page: usize| [page.checked_sub(1), Some(page), Some(page + 1)].into_iter().flatten();
-        let at_edge = |page: usize| [0, 1, Self::BLOCK / 2, Self::BLOCK - 1].contains(&(page % Self::BLOCK));
-        let shown: BTreeSet<usize> = pages.keys().flat_map(|&page| near(page)).collect();
-        let is_shown = |&page: &usize| {
-            Self::BLOCK <= 16 || at_edge(page) || near(page).any(|other| prot(other) != prot(page))
-        };
-        shown.into_iter().filter(is_shown).collect()
+        let candidates: BTreeSet<usize> = pages.keys().flat_map(|&page| near(page)).collect();
+        let differs = |page: usize| near(page).any(|other| prot(other) != prot(page));
+        candidates.into_iter().filter(|&page| Self::is_shown(page) || differs(page)).collect()
     }
 
     /// The entry of a page is what is meant, with and without the lock, and so is its block.
