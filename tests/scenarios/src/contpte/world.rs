@@ -38,7 +38,8 @@ impl Page {
 /// The pages of one scenario, by their number from [`BASE`] on.
 pub(super) struct World<'s, 'm, S: Machine<'m>> {
     pub(super) machine: &'s S,
-    pages: RefCell<BTreeMap<usize, Page>>,
+    /// Those that are mapped or once were.
+    pages: RefCell<BTreeMap<usize, Option<Page>>>,
     /// The byte of each frame that was given out.
     bytes: RefCell<BTreeMap<Pfn, u8>>,
     next_byte: Cell<u8>,
@@ -100,7 +101,11 @@ impl<'s, 'm, S: Machine<'m>> World<'s, 'm, S> {
 
     /// What a page is meant to be.
     pub(super) fn page(&self, page: usize) -> Page {
-        self.pages.borrow()[&page]
+        self.meant(page).expect("a page that is mapped")
+    }
+
+    fn meant(&self, page: usize) -> Option<Page> {
+        self.pages.borrow().get(&page).copied().flatten()
     }
 
     pub(super) fn lock(&self, page: usize) -> PteGuard<'s, 'm, S::M> {
@@ -141,13 +146,7 @@ impl<'s, 'm, S: Machine<'m>> World<'s, 'm, S> {
         let operation = self.machine.begin(&entries);
         let result = act(&mut self.lock(pages.start));
         self.machine.end(operation);
-        for page in pages {
-            let mut pages = self.pages.borrow_mut();
-            match meant(page) {
-                Some(meant) => pages.insert(page, meant),
-                None => pages.remove(&page),
-            };
-        }
+        self.pages.borrow_mut().extend(pages.map(|page| (page, meant(page))));
         result
     }
 
@@ -158,7 +157,7 @@ impl<'s, 'm, S: Machine<'m>> World<'s, 'm, S> {
         act: impl FnOnce(&mut PteGuard<'_, 'm, S::M>) -> R,
     ) -> R {
         let meant = self.pages.borrow().clone();
-        self.change(pages, |page| meant.get(&page).copied(), act)
+        self.change(pages, |page| meant.get(&page).copied().flatten(), act)
     }
 
     /// As [`Self::change`], of pages that change their permission only.
@@ -169,7 +168,8 @@ impl<'s, 'm, S: Machine<'m>> World<'s, 'm, S> {
         act: impl FnOnce(&mut PteGuard<'_, 'm, S::M>) -> R,
     ) -> R {
         let meant = self.pages.borrow().clone();
-        self.change(pages, |page| meant.get(&page).map(|&Page { pfn, .. }| Page { pfn, prot }), act)
+        let meant = |page: usize| meant.get(&page).copied().flatten().map(|page| Page { prot, ..page });
+        self.change(pages, meant, act)
     }
 
     /// Runs `act` with the table of the first pages locked. All pages stay what they are; nothing is looked at.
@@ -289,16 +289,13 @@ impl<'s, 'm, S: Machine<'m>> World<'s, 'm, S> {
             self.check_entry(page);
         }
         let reads: Vec<_> = shown.iter().map(|&page| (Self::byte_va(page), Access::Read)).collect();
-        let meant = |page: usize| match self.pages.borrow().get(&page) {
-            Some(Page { pfn, .. }) => Ok(self.byte(*pfn)),
-            None => Err(Fault::Translation),
-        };
+        let meant = |page| self.meant(page).map_or(Err(Fault::Translation), |page| Ok(self.byte(page.pfn)));
         for cpu in 0..self.machine.cpus() {
             for (page, result) in shown.iter().zip(self.machine.access(cpu, &reads)) {
                 assert_eq!(result, meant(*page), "page {page}, CPU {cpu}");
             }
         }
-        for &page in shown.iter().filter(|page| self.pages.borrow().contains_key(page)) {
+        for &page in shown.iter().filter(|&&page| self.meant(page).is_some()) {
             assert!(self.get(page).is_young(), "page {page} was read, and is old");
         }
         self.machine.check();
@@ -309,13 +306,12 @@ impl<'s, 'm, S: Machine<'m>> World<'s, 'm, S> {
         Self::BLOCK <= 16 || [0, 1, Self::BLOCK / 2, Self::BLOCK - 1].contains(&(page % Self::BLOCK))
     }
 
-    /// The pages that are looked at: of those that are mapped, and those beside them, what [`Self::is_shown`] says, and
-    /// what differs from its neighbours.
+    /// The pages that are looked at: of those that are mapped or once were, and those beside them, what
+    /// [`Self::is_shown`] says, and what differs from its neighbours.
     fn shown(&self) -> Vec<usize> {
-        let pages = self.pages.borrow();
-        let prot = |page: usize| pages.get(&page).map(|page| page.prot);
+        let prot = |page: usize| self.meant(page).map(|page| page.prot);
         let near = |page: usize| [page.checked_sub(1), Some(page), Some(page + 1)].into_iter().flatten();
-        let candidates: BTreeSet<usize> = pages.keys().flat_map(|&page| near(page)).collect();
+        let candidates: BTreeSet<usize> = self.pages.borrow().keys().flat_map(|&page| near(page)).collect();
         let differs = |page: usize| near(page).any(|other| prot(other) != prot(page));
         candidates.into_iter().filter(|&page| Self::is_shown(page) || differs(page)).collect()
     }
@@ -327,11 +323,8 @@ impl<'s, 'm, S: Machine<'m>> World<'s, 'm, S> {
         let pte = self.get(page);
         let mut lockless = Ok(PteValue::NONE);
         self.machine.masked(&mut |masked| lockless = ptep_get_lockless(self.mm(), va, masked));
-        // A stale walk may still set a flag between the two.
-        let flags = |pte: PteValue| pte.attributes();
-        assert_eq!(lockless.map(flags), Ok(flags(pte)), "page {page}");
-        assert_eq!(lockless.map(Pte::is_folded), Ok(pte.is_folded()), "page {page}");
-        let Some(&meant) = self.pages.borrow().get(&page) else {
+        assert_eq!(lockless, Ok(pte), "page {page}");
+        let Some(meant) = self.meant(page) else {
             assert!(!pte.is_valid(), "page {page} is {pte:?}");
             return;
         };
@@ -348,7 +341,8 @@ impl<'s, 'm, S: Machine<'m>> World<'s, 'm, S> {
 
     /// Unmaps what is left. All frames that the scenario still has may be freed then.
     pub(super) fn finish(self) {
-        let left: Vec<usize> = self.pages.borrow().keys().copied().collect();
+        let mut left: Vec<usize> = self.pages.borrow().keys().copied().collect();
+        left.retain(|&page| self.meant(page).is_some());
         let table = |page: usize| page / S::M::GRANULE.entries();
         for run in left.chunk_by(|&one, &next| next == one + 1 && table(one) == table(next)) {
             self.change(
