@@ -5,8 +5,8 @@ use mm::contpte::refold;
 use mm::counters::Counter;
 use mm::pte::{Pte, UserProt};
 use mm::ptep::{
-    modify_prot_commit, modify_prot_start, ptep_get, ptep_get_and_clear, ptep_set_access_flags, set_ptes,
-    wrprotect_ptes,
+    YoungDirty, clear_young_dirty_ptes, modify_prot_commit, modify_prot_start, ptep_get, ptep_get_and_clear,
+    ptep_set_access_flags, set_ptes, wrprotect_ptes,
 };
 
 use super::Machine;
@@ -237,7 +237,8 @@ pub(super) fn the_last_owner_writes_again<'m, S: Machine<'m>>(machine: &S) {
     world.finish();
 }
 
-/// Two CPUs: one writes and reads, the other takes pages away and gives them back under one lock. No write is lost.
+/// Two CPUs: one writes and reads, the other takes pages or their permission away and gives them back under one lock, and
+/// makes them old and clean. No write is lost.
 pub(super) fn a_block_is_used_while_it_changes<'m, S: Machine<'m>>(machine: &S) {
     let world = World::new(machine);
     let block = World::<S>::BLOCK;
@@ -251,6 +252,15 @@ pub(super) fn a_block_is_used_while_it_changes<'m, S: Machine<'m>>(machine: &S) 
                 modify_prot_commit(guard, va(page), old.with_prot(RW), 1);
             });
             world.quietly(|guard| refold(guard, va(0), block));
+            world.quietly(|guard| clear_young_dirty_ptes(guard, va(page), 1, YoungDirty::Both));
+            // The permission of all, and back for one: it is unfolded; then for the others.
+            world.quietly(|guard| {
+                wrprotect_ptes(guard, va(0), block);
+                for page in (page..block).chain(0..page) {
+                    let pte = ptep_get(guard, va(page)).mkwrite().mkyoung().mkdirty();
+                    ptep_set_access_flags(guard, va(page), pte);
+                }
+            });
             world.quietly(|guard| {
                 let old = modify_prot_start(guard, va(0), block);
                 modify_prot_commit(guard, va(0), old.with_prot(RW), block);
