@@ -55,21 +55,37 @@ enum Request {
     Leave,
 }
 
-/// Between this CPU and the other.
-#[derive(Default)]
-struct Link {
-    request: Mutex<Option<Request>>,
-    reply: Mutex<Option<Vec<Result<u8, Fault>>>>,
-    enough: AtomicBool,
+/// Where one CPU puts what another one waits for.
+struct Mailbox<T> {
+    /// Who waits looks here, and leaves the lock alone.
+    full: AtomicBool,
+    value: Mutex<Option<T>>,
 }
 
-fn take<T>(from: &Mutex<Option<T>>) -> T {
-    loop {
-        if let Some(taken) = from.lock().take() {
-            return taken;
-        }
-        core::hint::spin_loop();
+impl<T> Mailbox<T> {
+    const fn new() -> Self {
+        Self { full: AtomicBool::new(false), value: Mutex::new(None) }
     }
+
+    fn put(&self, value: T) {
+        *self.value.lock() = Some(value);
+        self.full.store(true, Ordering::Release);
+    }
+
+    fn take(&self) -> T {
+        while !self.full.load(Ordering::Acquire) {
+            core::hint::spin_loop();
+        }
+        self.full.store(false, Ordering::Relaxed);
+        self.value.lock().take().expect("what makes it full is a value")
+    }
+}
+
+/// Between this CPU and the other.
+struct Link {
+    request: Mailbox<Request>,
+    reply: Mailbox<Vec<Result<u8, Fault>>>,
+    enough: AtomicBool,
 }
 
 /// A user's address space, loaded on this CPU and on the other. Nothing may be mapped in it any more when it is dropped.
@@ -95,7 +111,11 @@ impl<const PAGE_SHIFT: u32> UserSpace<PAGE_SHIFT> {
         // SAFETY: what is mapped are frames of the test, which it uses as memory only.
         let loaded = Some(unsafe { Loaded::new(&mm) });
         let other = (cpu::count() > OTHER).then(|| {
-            let link = Arc::new(Link::default());
+            let link = Arc::new(Link {
+                request: Mailbox::new(),
+                reply: Mailbox::new(),
+                enough: AtomicBool::new(false),
+            });
             let (mm, faults, theirs) = (mm.clone(), faults.clone(), link.clone());
             let serve = smp::spawn_on(OTHER, move || serve(&mm, &faults, &theirs));
             (link, serve.expect("the CPU waits"))
@@ -107,17 +127,17 @@ impl<const PAGE_SHIFT: u32> UserSpace<PAGE_SHIFT> {
     pub(super) fn used_meanwhile(&self, addresses: &[VirtAddr], act: &mut dyn FnMut()) {
         let Some((link, _)) = &self.other else { return act() };
         link.enough.store(false, Ordering::Relaxed);
-        *link.request.lock() = Some(Request::Use(addresses.to_vec()));
+        link.request.put(Request::Use(addresses.to_vec()));
         act();
         link.enough.store(true, Ordering::Relaxed);
-        take(&link.reply);
+        link.reply.take();
     }
 }
 
 impl<const PAGE_SHIFT: u32> Drop for UserSpace<PAGE_SHIFT> {
     fn drop(&mut self) {
         if let Some((link, serve)) = self.other.take() {
-            *link.request.lock() = Some(Request::Leave);
+            link.request.put(Request::Leave);
             serve.join();
         }
         self.loaded = None;
@@ -130,7 +150,7 @@ fn serve<const PAGE_SHIFT: u32>(mm: &Arc<UserMm<PAGE_SHIFT>>, faults: &Faults, l
     // SAFETY: as for the first CPU.
     let _loaded = unsafe { Loaded::new(mm) };
     loop {
-        let results = match take(&link.request) {
+        let results = match link.request.take() {
             Request::Access(accesses) => {
                 accesses.into_iter().map(|(va, access)| perform(mm, va, access, faults)).collect()
             }
@@ -150,7 +170,7 @@ fn serve<const PAGE_SHIFT: u32>(mm: &Arc<UserMm<PAGE_SHIFT>>, faults: &Faults, l
             }
             Request::Leave => return,
         };
-        *link.reply.lock() = Some(results);
+        link.reply.put(results);
     }
 }
 
@@ -230,8 +250,8 @@ impl<const PAGE_SHIFT: u32> Machine<'static> for UserSpace<PAGE_SHIFT> {
     fn access(&self, cpu: usize, accesses: &[(VirtAddr, Access)]) -> Vec<Result<u8, Fault>> {
         match &self.other {
             Some((link, _)) if cpu == OTHER => {
-                *link.request.lock() = Some(Request::Access(accesses.to_vec()));
-                take(&link.reply)
+                link.request.put(Request::Access(accesses.to_vec()));
+                link.reply.take()
             }
             _ => accesses.iter().map(|&(va, access)| perform(&self.mm, va, access, &self.faults)).collect(),
         }
