@@ -100,8 +100,8 @@ impl<'m, G: GranuleType> Host<'m, G> {
         assert!(updates.any(|update| self.machine.agent_do(update)), "{va}: no entry to set {flag:?} in");
     }
 
-    /// One access, in whichever way it may go: every fault that is possible is resolved, and everything that it then may
-    /// do must be the same.
+    /// One access, in whichever way it may go: faults that are possible are resolved, and everything that it then may do
+    /// must be the same.
     fn access_once(&self, cpu: usize, va: VirtAddr, access: Access) -> Result<u8, Fault> {
         let kind = match access {
             Access::Read => Kind::Read,
@@ -113,6 +113,7 @@ impl<'m, G: GranuleType> Host<'m, G> {
             let surprise = || format!("{access:?} of {va} by CPU {cpu} may end in {outcomes:?}");
             let mut done = BTreeSet::new();
             let (mut changed, mut refused) = (false, false);
+            let by_tlb = outcomes.iter().any(|outcome| matches!(outcome, Outcome::Done(_)));
             for &outcome in &outcomes {
                 match outcome {
                     Outcome::Done(pa) => _ = done.insert((pa, false)),
@@ -121,6 +122,8 @@ impl<'m, G: GranuleType> Host<'m, G> {
                         self.panic_if_violated();
                         panic!("{}", surprise());
                     }
+                    // A TLB that has it goes by that, and nobody notices.
+                    Outcome::AccessFlagFault if by_tlb => {}
                     Outcome::TranslationFault | Outcome::AccessFlagFault | Outcome::PermissionFault => {
                         match resolve(&self.mm, va, access) {
                             Resolution::Changed => {
@@ -152,7 +155,7 @@ impl<'m, G: GranuleType> Host<'m, G> {
             // Where a TLB has it as dirty, hardware need not look at the entry.
             if done.iter().all(|&(_, dirties)| dirties) {
                 self.update(cpu, va, Flag::Dirty);
-            } else if !self.lockless(va).is_young() {
+            } else if self.machine.config().hafdbs != Hafdbs::None && !self.lockless(va).is_young() {
                 self.update(cpu, va, Flag::Accessed);
             }
             return Ok(self.perform(pa, access));
