@@ -2,7 +2,7 @@
 
 mod common;
 
-use arch::VirtAddr;
+use arch::{PteValue, VirtAddr};
 use common::tlb::Event;
 use common::{AF, AF_DBM, CORTEX_A72, K4, K16, K64, Plain, World};
 use pleat_mm::contpte::{Obstacle, refold, why_not_folded};
@@ -133,4 +133,44 @@ fn a_misaligned_run_of_one_folio_is_not_folded() {
         assert_eq!(refold(&mut w.lock(), w.va(0), 16), 0, "from {from}");
         assert!(!w.folded(0..16));
     }
+}
+
+/// Nothing is left in an entry that was cleared, neither of its block nor of its place: what is not valid is for its owner.
+#[test]
+fn a_cleared_entry_is_empty() {
+    for features in [CORTEX_A72, AF_DBM] {
+        let w = World::<K4>::user(features);
+        for (start, nr) in [(3, 1), (3, 5), (0, 5), (11, 5), (8, 16), (0, 32)] {
+            w.map(0, 32, UserProt::ReadWrite);
+            clear_ptes(&mut w.lock(), w.va(start), nr);
+            for page in 0..32 {
+                let cleared = (start..start + nr).contains(&page);
+                assert_eq!(w.raw(page) == PteValue::NONE, cleared, "page {page} after {nr} from {start}");
+            }
+            clear_ptes(&mut w.lock(), w.va(0), 32);
+        }
+    }
+}
+
+/// A batch ends where its folio does, though the frames and the attributes go on; before what is not mapped; and where the
+/// permission to write changes.
+#[test]
+fn a_batch_is_of_one_folio() {
+    let w = World::<K4>::user(CORTEX_A72);
+    let (one, next) = (w.folio(16), w.folio(16));
+    assert_eq!(next.head(), one.head().add(16), "side by side");
+    let mut guard = w.lock();
+    set_ptes(&mut guard, w.va(0), w.pte(&one, 0, UserProt::ReadWrite), 16);
+    set_ptes(&mut guard, w.va(16), w.pte(&next, 0, UserProt::ReadWrite), 16);
+    let batch = |guard: &_, page: usize| pte_batch(guard, w.va(page), 512 - page);
+    assert_eq!([0, 3, 15, 16].map(|page| batch(&guard, page)), [16, 13, 1, 16]);
+    assert_eq!(pte_batch(&guard, w.va(3), 5), 5);
+    ptep_clear(&mut guard, w.va(9));
+    assert_eq!([3, 9, 10].map(|page| batch(&guard, page)), [6, 1, 6]);
+    wrprotect_ptes(&mut guard, w.va(20), 1);
+    assert_eq!([16, 20, 21].map(|page| batch(&guard, page)), [4, 1, 11]);
+    // What has no folio goes on to the end of the table.
+    let special = w.pte(&w.folio(1), 0, UserProt::Read).mkspecial();
+    set_ptes(&mut guard, w.va(500), special, 12);
+    assert_eq!(batch(&guard, 502), 10);
 }
