@@ -165,12 +165,16 @@ impl<'a, 'm, M: Mmu> PteGuard<'a, 'm, M> {
     /// Flushes what is owed and gives back what waited for it. Waits until every CPU has done it.
     #[inline(never)]
     pub fn flush(&mut self) {
+        self.flush_pending();
+        self.freed.clear();
+    }
+
+    fn flush_pending(&mut self) {
         if !self.pending.is_empty() {
             let ranges = self.pending.iter().map(|range| (self.va(range.start), range.len() as u64));
             tlb::flush_ranges(self.mm, ranges);
             self.pending.clear();
         }
-        self.freed.clear();
     }
 
     /// Drops `folio` after the next flush: the pages that were cleared may still be written to through a TLB.
@@ -200,5 +204,15 @@ impl<'a, 'm, M: Mmu> TablePair<'a, 'm, M> {
     /// The table of the first address, and that of the second unless it is the same.
     pub fn both(&mut self) -> (&mut PteGuard<'a, 'm, M>, Option<&mut PteGuard<'a, 'm, M>>) {
         (&mut self.first, self.second.as_mut())
+    }
+}
+
+impl<M: Mmu> Drop for TablePair<'_, '_, M> {
+    /// Whoever takes one of the locks next may unmap and free what moved from the other table.
+    fn drop(&mut self) {
+        self.first.flush_pending();
+        if let Some(second) = &mut self.second {
+            second.flush_pending();
+        }
     }
 }

@@ -11,7 +11,8 @@
 //! *Maintenance:* each function says what it issues and completes itself. What it clears, or takes a permission from, it
 //! *owes* a flush; the guard remembers that, and does it before any of these pages is valid again, or before the lock is
 //! released (DDI 0487, D8.16.1, RWHZWS, RDDMVT). The flush of a fold or unfold is complete on return, and serves for what
-//! changes in the block by the same call.
+//! changes in the block by the same call. Where the size may change in place
+//! ([`bbm_no_abort`](arch::mmu::Features::bbm_no_abort)) a fold or unfold has none, and what changes with it is owed one.
 //!
 //! *Contiguous bit:* getters let it show, setters ignore it in what they are given.
 //!
@@ -94,7 +95,7 @@ impl core::error::Error for Folded {}
 /// Sets entry `index` of the guard's table, by its place alone: it folds and unfolds nothing. For an entry that can't be in
 /// a block; any other is for [`set_ptes`].
 ///
-/// *Maintenance:* none issued for a user's. Owed where a live entry is replaced.
+/// *Maintenance:* as [`set_ptes`] of one page that is in no block.
 ///
 /// # Errors
 /// [`Folded`] where the entry belongs to a folded block; nothing was changed, since valid entries of a group must not differ
@@ -123,13 +124,14 @@ fn warn_folded<M: Mmu>(guard: &PteGuard<'_, '_, M>, index: usize) -> Folded {
 
 /// Sets the entries of `nr` pages from `va` on to `pte` and the pages that follow it.
 ///
-/// One page may replace a live entry, if that needs no break-before-make: other permissions, young or dirty. Several must
-/// all be invalid before, and lie in one folio. Blocks that are wholly covered and congruent are folded at once, and one
+/// One page may replace a live entry, if that needs no break-before-make: other permissions, young or dirty, which hardware
+/// may have set since it was read, stay if it is dirty; or by one that is not valid, which keeps nothing: who wants to know
+/// what the page was uses [`ptep_get_and_clear`]. Several must all be invalid before, and lie in one folio. Blocks that are wholly covered and congruent are folded at once, and one
 /// page folds the block whose last it is, if its siblings fit.
 ///
 /// *Maintenance:* none of its own for a user's page. It first does the flush that the guard owes for these pages, if any,
 /// and owes one for a live entry that it replaces. Folding a block by its last page issues one for the block and completes
-/// it; so does unfolding one. For the kernel's, `dsb ishst; isb` once: they must not fault spuriously. Before a user may execute
+/// it; so does unfolding one, and the page that is set then is owed its own. For the kernel's, `dsb ishst; isb` once: they must not fault spuriously. Before a user may execute
 /// what was written since the folio was last made executable, the instruction caches: see `icache`.
 ///
 /// # Panics
@@ -609,9 +611,4 @@ pub fn ptep_get_lockless<M: Mmu>(mm: &Mm<'_, M>, va: VirtAddr, _: &LocklessGuard
         core::hint::spin_loop();
     }
     Err(Busy)
-}
-
-/// Entries of a block, which is how far one fault, one flush or one batch may reach.
-pub const fn block_pages<M: Mmu>() -> usize {
-    cont_ptes::<M>()
 }

@@ -5,7 +5,7 @@ mod common;
 use arch::{PteValue, VirtAddr};
 use common::tlb::Event;
 use common::{AF, AF_DBM, CORTEX_A72, K4, K16, K64, Plain, World};
-use pleat_mm::contpte::{Obstacle, refold, why_not_folded};
+use pleat_mm::contpte::{Obstacle, cont_ptes, refold, why_not_folded};
 use pleat_mm::pte::{Pte, UserProt};
 use pleat_mm::ptep::*;
 
@@ -46,7 +46,7 @@ fn a_refold_of_the_last_block() {
 
 #[test]
 fn a_block_has_the_pages_of_its_granule() {
-    let pages = [block_pages::<&Plain<K4>>(), block_pages::<&Plain<K16>>(), block_pages::<&Plain<K64>>()];
+    let pages = [cont_ptes::<&Plain<K4>>(), cont_ptes::<&Plain<K16>>(), cont_ptes::<&Plain<K64>>()];
     assert_eq!(pages, [16, 128, 32]);
 }
 

@@ -3,8 +3,8 @@
 //! all of them, with blocks of 4 and one change at a time.
 //!
 //! Each of these makes it fail under Miri within 64 seeds, tried by hand: `ptep_get_lockless` returns what it gathered though
-//! the entries were not consistent (a dirty page is read as clean, a clean one as dirty); `contpte::clear` loads and stores
-//! where hardware sets flags (a write by hardware is lost).
+//! the entries were not consistent (a dirty page is read as clean, a clean one as dirty); `Table::clear_leaves` loads and
+//! stores where hardware sets flags (a write by hardware is lost).
 #![cfg(not(loom))]
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -205,10 +205,9 @@ impl<'m> World<'m> {
             return;
         }
         // Whose page it is can't change before the exchange without that failing.
-        let mut exchanged = false;
-        let exchange = |now: PteValue| if now == old { new } else { now };
-        table.update_leaves(FIRST + page..FIRST + page + 1, exchange, |was, is| exchanged = was != is);
-        if !exchanged {
+        let slot = &self.mm.mmu().slots(last_level)[FIRST + page];
+        // SAFETY: of a leaf, only access flag and dirty state change.
+        if unsafe { slot.compare_exchange(old.raw(), new.raw()) }.is_err() {
             return;
         }
         if !old.is_young() {

@@ -92,11 +92,18 @@ fn table<'a>(mm: &'a Mm<'static, Machine>) -> Table<'a, Machine> {
 
 /// Hardware writes through an entry, if it may.
 fn hardware_writes(mm: &Mm<'static, Machine>, page: usize) -> bool {
-    let clean = |pte: PteValue| pte.flags().contains(PteFlags::DBM | PteFlags::RDONLY);
-    let write = |pte: PteValue| if clean(pte) { pte.mkyoung().without(PteFlags::RDONLY) } else { pte };
-    let mut written = false;
-    table(mm).update_leaves(page..page + 1, write, |old, new| written = old != new);
-    written
+    let table = table(mm);
+    loop {
+        let old = table.leaf(page);
+        if !old.is_valid() || !old.flags().contains(PteFlags::DBM | PteFlags::RDONLY) {
+            return false;
+        }
+        let new = old.mkyoung().without(PteFlags::RDONLY);
+        // SAFETY: of a leaf, only access flag and dirty state change.
+        if unsafe { mm.mmu().slots(table.frame())[page].compare_exchange(old.raw(), new.raw()) }.is_ok() {
+            return true;
+        }
+    }
 }
 
 type Reader = fn(&Mm<'static, Machine>, VirtAddr) -> Result<PteValue, Busy>;

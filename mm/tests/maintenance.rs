@@ -497,6 +497,54 @@ fn what_lies_between_is_not_flushed_page_by_page() {
     }
 }
 
+/// Pages 0, 20 and 40 are owed a flush, each apart from the others.
+fn three_are_owed(w: &World<K4>) -> Guard {
+    let folio = w.folio(64);
+    let mut guard = w.lock();
+    for page in (0..64).rev() {
+        set_ptes(&mut guard, w.va(page), w.pte(&folio, page, UserProt::ReadWrite), 1);
+    }
+    w.maintenance();
+    for page in [0, 20, 40] {
+        ptep_clear(&mut guard, w.va(page));
+    }
+    assert_eq!(w.maintenance(), "");
+    guard
+}
+
+/// Whichever of them it is that becomes valid again.
+#[test]
+fn every_range_that_is_owed_is_remembered() {
+    for page in [0, 20, 40] {
+        let w = World::<K4>::user(CORTEX_A72);
+        let mut guard = three_are_owed(&w);
+        set_ptes(&mut guard, w.va(page), w.pte(&w.folio(1), 0, UserProt::ReadWrite), 1);
+        assert_eq!(
+            w.maintenance(),
+            "publish pages(0..1) pages(20..21) pages(40..41) complete",
+            "page {page}"
+        );
+        drop(guard);
+        assert_eq!(w.maintenance(), "");
+        w.check();
+    }
+}
+
+/// A conversion flushes its block with what is owed of it; what is owed elsewhere is not forgotten.
+#[test]
+fn a_conversion_forgets_nothing_that_is_owed_elsewhere() {
+    let w = World::<K4>::user(CORTEX_A72);
+    let mut guard = three_are_owed(&w);
+    set_again(&w, &mut guard, 50);
+    assert_eq!(w.maintenance(), "");
+    assert_eq!(refold(&mut guard, w.va(48), 16), 1);
+    let all = "publish pages(0..1) pages(20..21) pages(40..41) pages(48..64) complete";
+    assert_eq!(w.maintenance(), all);
+    drop(guard);
+    assert_eq!(w.maintenance(), "");
+    w.check();
+}
+
 /// From 512 pages on, in however many ranges, one operation for the address space, if each page takes one.
 #[test]
 fn many_pages_are_invalidated_by_asid() {

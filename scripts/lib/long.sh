@@ -5,7 +5,7 @@
 # loom's models of few threads and short blocks, exhaustive within its bound.
 check_loom() {
     RUSTFLAGS='--cfg loom' CARGO_TARGET_DIR=$TARGET_DIR/loom LOOM_MAX_PREEMPTIONS=3 \
-        cargo_tests loom host_cargo test --release -p pleat-mm --test loom_lockless --test loom_asid
+        cargo_tests loom host_cargo test --profile long -p pleat-mm --test loom_lockless --test loom_asid
 }
 
 check_property() {

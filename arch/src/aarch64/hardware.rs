@@ -200,7 +200,7 @@ unsafe impl<W: Window, const PAGE_SHIFT: u32> Mmu for Hardware<W, PAGE_SHIFT> {
     unsafe fn store_block(&self, slots: &[Slot], first: u64, step: u64) {
         let mut raw = first;
         for pair in slots.chunks(2) {
-            let [one, two] = pair else {
+            let [_, _] = pair else {
                 // SAFETY: the caller vouches for each value.
                 unsafe { self.store(&pair[0], raw) };
                 continue;
@@ -208,10 +208,9 @@ unsafe impl<W: Window, const PAGE_SHIFT: u32> Mmu for Hardware<W, PAGE_SHIFT> {
             // SAFETY: two slots side by side, of which hardware changes none while they are invalid. A store pair of
             // X registers is two single-copy atomic stores of 8 bytes (B2.2.1); SIMD registers would promise less.
             unsafe {
-                asm!("stp {}, {}, [{}]", in(reg) raw, in(reg) raw.wrapping_add(step), in(reg) one,
+                asm!("stp {}, {}, [{}]", in(reg) raw, in(reg) raw.wrapping_add(step), in(reg) pair.as_ptr(),
                     options(nostack, preserves_flags));
             }
-            let _ = two;
             raw = raw.wrapping_add(2 * step);
         }
     }

@@ -3,56 +3,57 @@
 //! What fails is shrunk to a short sequence and printed, with the seed that makes it again: in the line that begins with
 //! `cc`, for `property.proptest-regressions` beside this file. `PLEAT_OPERATIONS` says how many operations, in all.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::cell::Cell;
 
 use model::{GranuleType, K4, K16, K64};
 use pleat_host_tests::property::{OP_BYTES, Op, Setup, run};
 use proptest::prelude::*;
+use proptest::test_runner::TestRunner;
 
 /// Operations of the everyday run.
 const OPERATIONS: u64 = 12_000;
 /// The longest sequence.
 const LENGTH: usize = 120;
 
-/// The operations that were done.
-static DONE: AtomicU64 = AtomicU64::new(0);
-
-/// As many sequences as make this share of the operations, by their mean length.
-fn config(percent: u64) -> ProptestConfig {
+/// At least this share of the operations, in sequences.
+fn judge<G: GranuleType + Sync>(name: &'static str, percent: u64) {
     let operations = std::env::var("PLEAT_OPERATIONS")
         .map_or(OPERATIONS, |number| number.parse().expect("PLEAT_OPERATIONS is a number"));
-    let cases = operations * percent / 100 / (LENGTH as u64 / 2) + 1;
-    ProptestConfig { cases: cases as u32, ..ProptestConfig::default() }
-}
-
-fn setup() -> impl Strategy<Value = Setup> {
-    any::<u8>().prop_map(Setup::decode)
-}
-
-fn ops() -> impl Strategy<Value = Vec<Op>> {
-    prop::collection::vec(any::<[u8; OP_BYTES]>().prop_map(Op::decode), 1..LENGTH)
-}
-
-fn judge<G: GranuleType + Sync>(setup: Setup, ops: &[Op]) {
-    run::<G>(setup, ops);
-    DONE.fetch_add(ops.len() as u64, Ordering::Relaxed);
-    println!("{} operations done", DONE.load(Ordering::Relaxed));
-}
-
-macro_rules! properties {
-    ($($name:ident: $granule:ty, $percent:literal;)*) => {
-        $(proptest! {
-            #![proptest_config(config($percent))]
-            #[test]
-            fn $name(setup in setup(), ops in ops()) {
-                judge::<$granule>(setup, &ops);
-            }
-        })*
+    let setup = any::<u8>().prop_map(Setup::decode);
+    let ops = prop::collection::vec(any::<[u8; OP_BYTES]>().prop_map(Op::decode), 1..LENGTH);
+    let config = ProptestConfig {
+        cases: 16,
+        max_shrink_iters: 4096,
+        source_file: Some(file!()),
+        test_name: Some(name),
+        ..ProptestConfig::default()
     };
+    let (strategy, done) = ((setup, ops), Cell::new(0));
+    let mut seeds = TestRunner::new(config.clone());
+    while done.get() < operations * percent / 100 {
+        // A runner runs its cases once.
+        let mut runner = TestRunner::new_with_rng(config.clone(), seeds.new_rng());
+        let result = runner.run(&strategy, |(setup, ops)| {
+            run::<G>(setup, &ops);
+            done.set(done.get() + ops.len() as u64);
+            Ok(())
+        });
+        result.unwrap_or_else(|failure| panic!("{failure}"));
+    }
+    println!("{name}: {} operations", done.get());
 }
 
-properties! {
-    no_translation_is_wrong_4k: K4, 75;
-    no_translation_is_wrong_16k: K16, 10;
-    no_translation_is_wrong_64k: K64, 15;
+#[test]
+fn no_translation_is_wrong_4k() {
+    judge::<K4>("no_translation_is_wrong_4k", 75);
+}
+
+#[test]
+fn no_translation_is_wrong_16k() {
+    judge::<K16>("no_translation_is_wrong_16k", 10);
+}
+
+#[test]
+fn no_translation_is_wrong_64k() {
+    judge::<K64>("no_translation_is_wrong_64k", 15);
 }

@@ -10,6 +10,7 @@ use arch::mmu::{Features, Hafdbs, Slot};
 use arch::tlbi::Tlbi;
 use arch::{Granule, Mmu, Pfn, PhysAddr, PteValue, TableFrame, VirtAddr};
 use mm::asid::AsidAllocator;
+use mm::contpte::cont_ptes;
 use mm::frame::{Folio, Frame, FrameMap, Zone};
 use mm::pte::{Pte, UserProt};
 use mm::ptep::*;
@@ -151,8 +152,8 @@ impl Pleat {
                 page += nr;
             }
         }
-        let folds = offset.is_multiple_of(block_pages::<Memory>())
-            && frames.folios[0].frames() as usize >= block_pages::<Memory>();
+        let folds = offset.is_multiple_of(cont_ptes::<Memory>())
+            && frames.folios[0].frames() as usize >= cont_ptes::<Memory>();
         Self { mm, tables, first_va, batches, folds }
     }
 

@@ -76,8 +76,12 @@ pub enum Step {
     Replace { at: Pages, prot: UserProt },
     /// Sets an entry by its index.
     SetPte { at: Pages },
-    /// Unmaps a page and maps another frame there, under one lock: copy on write. Or makes it writable where it is.
+    /// Unmaps every other page, a few of them, and maps other frames there, under one lock: copy on write. Or makes one writable
+    /// where it is.
     Copy { at: Pages, reuse: bool },
+    /// Several calls under one lock: takes the permission to write, unmaps the first page, folds what can be folded, and makes
+    /// the rest clean.
+    Several { at: Pages },
     /// Moves pages, to this block and page, if nothing is mapped there.
     Move { at: Pages, block: u8, page: Within },
     /// Shares pages with another address space, as fork does.
@@ -170,7 +174,7 @@ impl Op {
                 2 => Step::Barrier,
                 _ => Step::Exit,
             },
-            _ => Step::Access { at, write: true, by: y },
+            _ => Step::Several { at },
         };
         Self { cpu: usize::from(who % 2), space, agent, step }
     }

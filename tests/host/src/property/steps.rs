@@ -14,6 +14,9 @@ use super::op::{Op, Order, Step, Within};
 use super::reference::{Page, Slack, is_writable, read_only};
 use super::world::{SPACES, Space, World};
 
+/// Pages that are copied at a time.
+const COPIES: usize = 5;
+
 /// Young and dirty of an entry.
 fn flags_of(pte: PteValue) -> Slack {
     Slack { young: pte.is_young(), dirty: pte.is_dirty() }
@@ -40,22 +43,36 @@ impl<'m, G: GranuleType + Sync> World<'m, G> {
         }
         let Op { cpu, space, step, .. } = *op;
         match step {
-            Step::Access { at, write, by } => self.touch(cpu, space, self.range(at).start, write, by),
+            Step::Access { at, write, by } => {
+                self.touch(cpu, space, self.mapped_range(space, at).start, write, by)
+            }
             Step::Map { at, folio, from, prot, order } => {
                 self.map(space, self.range(at), folio, from, prot, order);
             }
-            Step::Clear { at, one_by_one } => self.clear(space, self.range(at), one_by_one),
-            Step::WriteProtect { at } => self.write_protect(space, self.range(at)),
-            Step::ClearYoung { at, flush } => self.clear_young(space, self.range(at).start, flush),
-            Step::ClearYoungDirty { at, what } => self.clear_young_dirty(space, self.range(at), what),
-            Step::Protect { at, prot, split } => self.protect(space, self.range(at), prot, split),
-            Step::Replace { at, prot } => self.replace(space, self.range(at), prot),
-            Step::SetPte { at } => self.set_pte(space, self.range(at).start),
-            Step::Copy { at, reuse } => self.copy(space, self.range(at).start, reuse),
-            Step::Move { at, block, page } => self.move_pages(space, self.range(at), self.place(block, page)),
-            Step::Share { at, with } if with != space => self.share(space, with, self.range(at)),
+            Step::Clear { at, one_by_one } => self.clear(space, self.mapped_range(space, at), one_by_one),
+            Step::WriteProtect { at } => self.write_protect(space, self.mapped_range(space, at)),
+            Step::ClearYoung { at, flush } => {
+                self.clear_young(space, self.mapped_range(space, at).start, flush)
+            }
+            Step::ClearYoungDirty { at, what } => {
+                self.clear_young_dirty(space, self.mapped_range(space, at), what)
+            }
+            Step::Protect { at, prot, split } => {
+                self.protect(space, self.mapped_range(space, at), prot, split)
+            }
+            Step::Replace { at, prot } => self.replace(space, self.mapped_range(space, at), prot),
+            Step::SetPte { at } => self.set_pte(space, self.mapped_range(space, at).start),
+            Step::Copy { at, reuse: true } => self.reuse(space, self.mapped_range(space, at).start),
+            Step::Copy { at, reuse: false } => self.copy(space, self.mapped_range(space, at)),
+            Step::Several { at } => self.several(space, self.mapped_range(space, at)),
+            Step::Move { at, block, page } => {
+                self.move_pages(space, self.mapped_range(space, at), self.place(block, page))
+            }
+            Step::Share { at, with } if with != space => {
+                self.share(space, with, self.mapped_range(space, at))
+            }
             Step::Share { .. } => {}
-            Step::Refold { at } => self.refold(space, self.range(at)),
+            Step::Refold { at } => self.refold(space, self.mapped_range(space, at)),
             Step::Switch { none } => self.switch(cpu, (!none).then_some(space)),
             Step::Forget { folio } => self.forget(folio),
             Step::Exit => self.exit(cpu, space),
@@ -334,39 +351,76 @@ impl<'m, G: GranuleType + Sync> World<'m, G> {
         }
     }
 
-    /// Copy on write of one page; or where only this address space has it, it becomes writable where it is.
-    fn copy(&mut self, space: usize, page: usize, reuse: bool) {
+    /// Copy on write where only this address space has the page: it becomes writable where it is.
+    fn reuse(&mut self, space: usize, page: usize) {
         let Some(old) = self.reference(space, page) else { return };
-        if reuse {
-            if is_writable(old.prot) {
-                return;
-            }
-            let prot =
-                if old.prot == UserProt::Read { UserProt::ReadWrite } else { UserProt::ReadWriteExecute };
-            let new = Page { prot, young: true, dirty: true, ..old };
-            self.mean(space, &[(page, Some(new))]);
-            let mut guard = self.lock(space, page);
-            let request = ptep_get(&guard, self.va(page)).mkwrite().mkyoung().mkdirty();
-            assert!(ptep_set_access_flags(&mut guard, self.va(page), request), "nothing changed");
-            drop(guard);
-            self.complete();
-            self.spaces[space].reference.pages.insert(page, new);
+        if is_writable(old.prot) {
             return;
         }
-        let Some(folio) = self.alloc(0) else { return };
-        let new = Page { pfn: folio.head(), prot: UserProt::ReadWrite, young: true, dirty: false };
-        let freed = self.remove(space, &(page..page + 1));
+        let prot = if old.prot == UserProt::Read { UserProt::ReadWrite } else { UserProt::ReadWriteExecute };
+        let new = Page { prot, young: true, dirty: true, ..old };
         self.mean(space, &[(page, Some(new))]);
         let mut guard = self.lock(space, page);
-        ptep_clear(&mut guard, self.va(page));
-        freed.into_iter().for_each(|folio| guard.free_after_flush(folio));
-        let pte = PteValue::new_user(new.pfn.addr(G::GRANULE), new.prot);
-        set_ptes(&mut guard, self.va(page), pte, 1);
+        let request = ptep_get(&guard, self.va(page)).mkwrite().mkyoung().mkdirty();
+        assert!(ptep_set_access_flags(&mut guard, self.va(page), request), "nothing changed");
         drop(guard);
         self.complete();
-        self.insert(space, vec![(page, Some(new))], &folio);
-        // Of the page before, or of this one.
-        self.note_updates(|set| (set.space, set.page) == (space, page));
+        self.spaces[space].reference.pages.insert(page, new);
+    }
+
+    /// Copy on write of every other page, under one lock: so several ranges are owed a flush, apart from each other.
+    fn copy(&mut self, space: usize, range: Range<usize>) {
+        let mut copies = Vec::new();
+        for page in range.step_by(2).filter(|&page| self.reference(space, page).is_some()).take(COPIES) {
+            let Some(folio) = self.alloc(0) else { break };
+            let new = Page { pfn: folio.head(), prot: UserProt::ReadWrite, young: true, dirty: false };
+            copies.push((page, new, folio));
+        }
+        let Some(&(first, ..)) = copies.first() else { return };
+        let mut freed = Vec::new();
+        copies.iter().for_each(|&(page, ..)| freed.extend(self.remove(space, &(page..page + 1))));
+        self.mean(space, &copies.iter().map(|&(page, new, _)| (page, Some(new))).collect::<Vec<_>>());
+        let mut guard = self.lock(space, first);
+        copies.iter().for_each(|&(page, ..)| ptep_clear(&mut guard, self.va(page)));
+        freed.into_iter().for_each(|folio| guard.free_after_flush(folio));
+        // The last first: what is owed for it was owed last.
+        for (page, new, _) in copies.iter().rev() {
+            let pte = PteValue::new_user(new.pfn.addr(G::GRANULE), new.prot);
+            set_ptes(&mut guard, self.va(*page), pte, 1);
+        }
+        drop(guard);
+        self.complete();
+        let copied: Vec<usize> = copies.iter().map(|&(page, ..)| page).collect();
+        copies.into_iter().for_each(|(page, new, folio)| self.insert(space, vec![(page, Some(new))], &folio));
+        // Of the pages before, or of these.
+        self.note_updates(|set| set.space == space && copied.contains(&set.page));
+    }
+
+    /// What one call owes is there when the next comes.
+    fn several(&mut self, space: usize, range: Range<usize>) {
+        let (start, nr) = (range.start, range.len());
+        let freed = self.remove(space, &(start..start + 1));
+        self.spaces[space].reference.change(range.clone(), |page| page.prot = read_only(page.prot));
+        let meant: Vec<_> = range.clone().map(|page| (page, self.reference(space, page))).collect();
+        self.mean_unnoticed(space, &meant);
+        self.mean(space, &meant);
+        let mut guard = self.lock(space, start);
+        wrprotect_ptes(&mut guard, self.va(start), nr);
+        ptep_clear(&mut guard, self.va(start));
+        freed.into_iter().for_each(|folio| guard.free_after_flush(folio));
+        contpte::refold(&mut guard, self.va(start), nr);
+        let cleaned = self.expand(space, range);
+        clear_young_dirty_ptes(&mut guard, self.va(start), nr, YoungDirty::Dirty);
+        drop(guard);
+        self.complete();
+        self.spaces[space].reference.change(cleaned.clone(), |page| page.dirty = false);
+        // A refold spreads what the call after it takes away, in part.
+        let block = self.block();
+        let blocks = cleaned.start / block * block..(cleaned.end - 1) / block * block + block;
+        for page in blocks.clone() {
+            self.may_be(space, page, Flag::Accessed);
+        }
+        self.note_updates(|set| set.space == space && blocks.contains(&set.page));
     }
 
     fn move_pages(&mut self, space: usize, range: Range<usize>, to: usize) {

@@ -177,6 +177,21 @@ impl<'m, G: GranuleType + Sync> World<'m, G> {
         start..(start + nr).min(end)
     }
 
+    /// As [`Self::range`], moved on to the next page that is mapped, if there is one and the block's number does not say that
+    /// it is to stay: else most operations would find nothing.
+    pub(super) fn mapped_range(&self, space: usize, pages: Pages) -> Range<usize> {
+        let range = self.range(pages);
+        let mapped = &self.spaces[space].reference.pages;
+        if pages.block >= 0xe0 || mapped.contains_key(&range.start) {
+            return range;
+        }
+        let Some((&start, _)) = mapped.range(range.start..).next().or_else(|| mapped.iter().next()) else {
+            return range;
+        };
+        let end = (start / self.table_pages() + 1) * self.table_pages();
+        start..(start + range.len()).min(end)
+    }
+
     pub(super) fn place(&self, block: u8, page: Within) -> usize {
         let page = match page {
             Within::First => 0,

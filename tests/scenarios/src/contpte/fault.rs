@@ -1,6 +1,7 @@
 //! What a fault handler does: waits for the page-table lock, and lets the access go on if the entry allows it.
 
-use arch::tlbi::Tlbi;
+use arch::granule::LAST_LEVEL;
+use arch::tlbi::{Space, Tlbi};
 use arch::{Mmu, PteFlags, VirtAddr};
 use mm::Mm;
 use mm::pte::Pte;
@@ -39,6 +40,15 @@ pub fn resolve<M: Mmu>(mm: &Mm<'_, M>, va: VirtAddr, access: Access) -> Resoluti
         return Resolution::Changed;
     }
     // The entry has become right since, or this CPU's TLB still has it as it was.
-    mm.mmu().invalidate_local(Tlbi::All);
+    if let Some(asid) = mm.context().and_then(|context| context.asid()) {
+        let (space, granule) = (Space::Asid(asid), M::GRANULE);
+        mm.mmu().invalidate_local(Tlbi::Page {
+            va,
+            space,
+            last_level: true,
+            granule,
+            level: Some(LAST_LEVEL),
+        });
+    }
     Resolution::Spurious
 }
