@@ -20,7 +20,7 @@ pub mod tlb;
 mod walk;
 
 #[cfg(feature = "efi")]
-pub use efi::EfiMm;
+pub use efi::{EfiMapError, EfiMapping, EfiMemory, EfiMm, EfiProt, EfiProtError};
 pub use guard::{PteGuard, TablePair};
 pub use mm_struct::{Mm, VA_BITS};
 pub use pgd::{KernelProt, MapError, Mapping, TableAlloc, create_pgd_mapping};

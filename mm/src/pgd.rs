@@ -18,6 +18,7 @@
 
 use core::fmt;
 
+use arch::granule::LAST_LEVEL;
 use arch::mmu::Entry;
 use arch::tlbi::{Space, Tlbi};
 use arch::{MemoryType, Mmu, PhysAddr, PteFlags, PteValue, Table, TableFrame, VirtAddr};
@@ -102,30 +103,75 @@ pub trait TableAlloc {
 }
 
 impl Mapping {
-    /// The leaf that maps this request's first byte, without CONT.
-    fn pte(&self) -> PteValue {
+    /// The request, as the walk makes it.
+    fn request(&self) -> Request {
         let prot = match self.prot {
             KernelProt::ReadExecute => PteFlags::RDONLY,
             KernelProt::ReadOnly => PteFlags::RDONLY | PteFlags::PXN,
             KernelProt::ReadWrite => PteFlags::PXN,
         };
         // Kernel mappings are global, never accessible to EL0, and never raise an access flag fault.
-        PteValue::leaf(self.pa, self.memory, prot | PteFlags::AF | PteFlags::UXN | PteFlags::INNER_SHAREABLE)
+        let flags = prot | PteFlags::AF | PteFlags::UXN | PteFlags::INNER_SHAREABLE;
+        let pte = PteValue::leaf(self.pa, self.memory, flags);
+        Request { va: self.va, size: self.size, pte, page_mappings_only: false }
+    }
+}
+
+/// What the walk maps, and how: all that a kernel's mapping and the firmware's have in common.
+#[derive(Clone, Copy)]
+pub(crate) struct Request {
+    /// The first virtual address.
+    pub(crate) va: VirtAddr,
+    /// Bytes.
+    pub(crate) size: u64,
+    /// The leaf that maps the first byte, without CONT.
+    pub(crate) pte: PteValue,
+    /// Neither blocks nor Contiguous groups.
+    pub(crate) page_mappings_only: bool,
+}
+
+impl Request {
+    fn pa(&self) -> PhysAddr {
+        self.pte.pa()
     }
 
     /// The rest of the request that begins `offset` bytes on.
     fn after(&self, offset: u64) -> Self {
         Self {
             va: VirtAddr::new(self.va.get().wrapping_add(offset)),
-            pa: PhysAddr::new(self.pa.get() + offset),
             size: self.size - offset,
+            pte: self.pte.advanced(offset),
             ..*self
         }
     }
 
     fn is_aligned(&self, bytes: u64) -> bool {
-        self.va.is_aligned(bytes) && self.pa.is_aligned(bytes)
+        self.va.is_aligned(bytes) && self.pa().is_aligned(bytes)
     }
+}
+
+/// What is wrong with the range of a request.
+pub(crate) enum BadRange {
+    Misaligned,
+    OutOfRange,
+}
+
+/// Whether the `size` bytes at `va` and `pa` are whole pages that `mm` can map.
+pub(crate) fn check_range<M: Mmu>(
+    mm: &Mm<'_, M>,
+    va: VirtAddr,
+    pa: PhysAddr,
+    size: u64,
+) -> Result<(), BadRange> {
+    let page = M::GRANULE.page_size();
+    if !va.is_aligned(page) || !pa.is_aligned(page) || size == 0 || !size.is_multiple_of(page) {
+        return Err(BadRange::Misaligned);
+    }
+    // The last byte must have an address of 48 bits; one past it need not.
+    if !mm.covers(va, size) || pa.checked_add(size - 1).is_none() {
+        return Err(BadRange::OutOfRange);
+    }
+    Ok(())
 }
 
 /// Maps `mapping` in the kernel address space `mm`.
@@ -149,31 +195,38 @@ pub fn create_pgd_mapping<M: Mmu>(
     mapping: &Mapping,
     tables: &dyn TableAlloc,
 ) -> Result<(), MapError> {
-    let page = M::GRANULE.page_size();
-    if !mapping.is_aligned(page) || mapping.size == 0 || !mapping.size.is_multiple_of(page) {
-        return Err(MapError::Misaligned(*mapping));
-    }
-    // The last byte must have an address of 48 bits; one past it need not.
-    if !mm.covers(mapping.va, mapping.size) || mapping.pa.checked_add(mapping.size - 1).is_none() {
-        return Err(MapError::OutOfRange(*mapping));
-    }
+    check_range(mm, mapping.va, mapping.pa, mapping.size).map_err(|bad| match bad {
+        BadRange::Misaligned => MapError::Misaligned(*mapping),
+        BadRange::OutOfRange => MapError::OutOfRange(*mapping),
+    })?;
     if mapping.prot == KernelProt::ReadExecute && mapping.memory != MemoryType::Normal {
         return Err(MapError::ExecutableDevice(*mapping));
     }
 
     let _guard = mm.lock.lock();
+    create_pgd_mapping_locked(mm, &mapping.request(), tables)
+        .map_err(|OutOfTables(va)| MapError::OutOfTables(va))
+}
+
+/// Maps `request`, whose range was [checked](check_range), with the mm's lock held. Errors, panics and maintenance are
+/// those of [`create_pgd_mapping`].
+pub(crate) fn create_pgd_mapping_locked<M: Mmu>(
+    mm: &Mm<'_, M>,
+    request: &Request,
+    tables: &dyn TableAlloc,
+) -> Result<(), OutOfTables> {
     let root = mm.root_table();
-    init_range(root, mapping, &mut Pass::Check)?;
-    if let Err(error) = init_range(root, mapping, &mut Pass::Allocate(tables)) {
+    init_range(root, request, &mut Pass::Check)?;
+    if let Err(error) = init_range(root, request, &mut Pass::Allocate(tables)) {
         // The tables that were added stay, so their entries must not stay half visible.
         mm.mmu().publish();
         return Err(error);
     }
     let mut permissions_changed = false;
-    init_range(root, mapping, &mut Pass::Write { permissions_changed: &mut permissions_changed })?;
+    init_range(root, request, &mut Pass::Write { permissions_changed: &mut permissions_changed })?;
     mm.mmu().publish();
     if permissions_changed {
-        init_range(root, mapping, &mut Pass::Invalidate)?;
+        init_range(root, request, &mut Pass::Invalidate)?;
         mm.mmu().complete();
     }
     Ok(())
@@ -191,16 +244,21 @@ enum Pass<'a> {
     Invalidate,
 }
 
-/// Handles the part of a request that one table translates; `mapping` begins and ends inside of it.
-fn init_range<M: Mmu>(table: Table<'_, M>, mapping: &Mapping, pass: &mut Pass<'_>) -> Result<(), MapError> {
+/// Handles the part of a request that one table translates; `request` begins and ends inside of it.
+fn init_range<M: Mmu>(
+    table: Table<'_, M>,
+    request: &Request,
+    pass: &mut Pass<'_>,
+) -> Result<(), OutOfTables> {
     let level = table.level();
     let size = M::GRANULE.level_size(level);
     let mut offset = 0;
-    while offset < mapping.size {
-        let rest = mapping.after(offset);
+    while offset < request.size {
+        let rest = request.after(offset);
         let index = M::GRANULE.index(rest.va.get(), level);
         let in_entry = (size - (rest.va.get() & (size - 1))).min(rest.size);
-        let whole = in_entry == size && rest.pa.is_aligned(size) && M::GRANULE.has_leaf(level);
+        let leaf = M::GRANULE.has_leaf(level) && (level == LAST_LEVEL || !rest.page_mappings_only);
+        let whole = leaf && in_entry == size && rest.pa().is_aligned(size);
         let entry = table.entry(index);
         offset += match entry {
             Entry::Leaf(old) if whole => init_cont(table, index, &rest, Some(old), pass),
@@ -212,7 +270,7 @@ fn init_range<M: Mmu>(table: Table<'_, M>, mapping: &Mapping, pass: &mut Pass<'_
                     // Nothing below is live.
                     (_, Pass::Check) => None,
                     (_, Pass::Allocate(tables)) => {
-                        let frame = tables.alloc_table(level + 1).ok_or(MapError::OutOfTables(rest.va))?;
+                        let frame = tables.alloc_table(level + 1).ok_or(OutOfTables(rest.va))?;
                         // The zeroes must be visible before the entry that leads to them.
                         table.mmu().publish();
                         table.set_table(index, frame);
@@ -221,7 +279,7 @@ fn init_range<M: Mmu>(table: Table<'_, M>, mapping: &Mapping, pass: &mut Pass<'_
                     _ => unreachable!("every table was added"),
                 };
                 if let Some(child) = child {
-                    init_range(Table::new(table.mmu(), child), &Mapping { size: in_entry, ..rest }, pass)?;
+                    init_range(Table::new(table.mmu(), child), &Request { size: in_entry, ..rest }, pass)?;
                 }
                 in_entry
             }
@@ -232,15 +290,15 @@ fn init_range<M: Mmu>(table: Table<'_, M>, mapping: &Mapping, pass: &mut Pass<'_
 
 /// A request that covers only a part of a live block may only repeat what is there: a change would
 /// have to split the block. Returns the bytes that were handled.
-fn keep_block(rest: &Mapping, in_entry: u64, size: u64, old: PteValue) -> u64 {
+fn keep_block(rest: &Request, in_entry: u64, size: u64, old: PteValue) -> u64 {
     let begin = rest.va.get() & (size - 1);
-    let same_frame = old.pa().get() + begin == rest.pa.get();
+    let same_frame = old.pa().get() + begin == rest.pa().get();
     let same_attributes =
-        old.without(PteFlags::CONT).flags() == rest.pte().flags() && old.memory() == Some(rest.memory);
+        old.without(PteFlags::CONT).flags() == rest.pte.flags() && old.memory() == rest.pte.memory();
     assert!(
         same_frame && same_attributes,
         "mapping {} at {}: a part of a live block of {size:#x} bytes ({old:?}) would change",
-        rest.pa,
+        rest.pa(),
         rest.va,
     );
     in_entry
@@ -251,7 +309,7 @@ fn keep_block(rest: &Mapping, in_entry: u64, size: u64, old: PteValue) -> u64 {
 fn init_cont<M: Mmu>(
     table: Table<'_, M>,
     index: usize,
-    rest: &Mapping,
+    rest: &Request,
     old: Option<PteValue>,
     pass: &mut Pass<'_>,
 ) -> u64 {
@@ -263,19 +321,22 @@ fn init_cont<M: Mmu>(
     let live_cont = old.is_some_and(|old| old.flags().contains(PteFlags::CONT));
     // The bit may be set where no entry of the group lives without it (IPGVGZ).
     let cont = live_cont
-        || (group > 1 && whole_group && (index..index + group).all(|i| table.entry(i) == Entry::Invalid));
+        || (group > 1
+            && whole_group
+            && !rest.page_mappings_only
+            && (index..index + group).all(|i| table.entry(i) == Entry::Invalid));
 
     let count = if cont && whole_group { group } else { 1 };
     for i in 0..count {
         let part = rest.after(i as u64 * size);
-        let mut new = part.pte();
+        let mut new = part.pte;
         if cont {
             new = new.with(PteFlags::CONT);
         }
         assert!(
             !live_cont || whole_group || __ptep_get(Ptep::new(table, index + i)) == new,
             "mapping {} at {}: a part of a live Contiguous group would change",
-            part.pa,
+            part.pa(),
             part.va,
         );
         init_pte(Ptep::new(table, index + i), &part, level, new, pass);
@@ -284,13 +345,13 @@ fn init_cont<M: Mmu>(
 }
 
 /// Handles one leaf entry.
-fn init_pte<M: Mmu>(ptep: Ptep<'_, M>, part: &Mapping, level: u8, new: PteValue, pass: &mut Pass<'_>) {
+fn init_pte<M: Mmu>(ptep: Ptep<'_, M>, part: &Request, level: u8, new: PteValue, pass: &mut Pass<'_>) {
     let old = __ptep_get(ptep);
     match pass {
         Pass::Check => assert!(
             !old.is_valid() || is_permission_change(old, new),
             "mapping {} at {}: the live entry {old:?} would become {new:?}",
-            part.pa,
+            part.pa(),
             part.va,
         ),
         Pass::Allocate(_) => {}

@@ -9,11 +9,12 @@ use std::sync::Mutex;
 use arch::granule::LAST_LEVEL;
 use arch::{Entry, MemoryType, Mmu, PhysAddr, PteFlags, PteValue, Table, TableFrame, VirtAddr};
 use common::{AF_DBM, CORTEX_A72, GranuleType, K4, K16, K64, Plain, World};
-use pleat_mm::PteGuard;
+use pleat_mm::asid::EFI_ASID;
 use pleat_mm::contpte::{Obstacle, refold, why_not_folded};
 use pleat_mm::counters::{COUNTERS, Counter};
 use pleat_mm::pte::Pte;
 use pleat_mm::ptep::*;
+use pleat_mm::{EfiMm, EfiProt, PteGuard, TableAlloc};
 
 /// The warnings, with the thread that was warned.
 struct Log(Mutex<Vec<(std::thread::ThreadId, String)>>);
@@ -202,6 +203,29 @@ fn many_pages_are_not_folded_and_the_entries_are_published() {
     assert_eq!(w.maintenance(), "publish");
     let counters = w.mm.counters();
     assert_eq!((counters.get(Counter::MutatorOnEfi), counters.get(Counter::RefusedByGate)), (1, 1));
+}
+
+/// Hardware that sees DBM makes a page writable again, whatever `RDONLY` says.
+#[test]
+fn a_page_that_becomes_read_only_loses_dbm() {
+    let mmu: &'static Plain<K4> = Box::leak(Box::new(Plain::new(AF_DBM.hafdbs, true, false)));
+    let efi_mm = EfiMm::new(mmu, mmu.alloc_table(0).unwrap(), EFI_ASID);
+    let va = VirtAddr::new(0x40_0000_0000);
+    drop(efi_mm.unprotected().lock_table(va, mmu).unwrap());
+    let dbm = PteFlags::AF | PteFlags::NG | PteFlags::UXN | PteFlags::DBM;
+    let pte = PteValue::leaf(PhysAddr::new(0x1_0000), MemoryType::Normal, dbm);
+    let table = last_level_table(efi_mm.unprotected().mmu(), efi_mm.root(), va.get());
+    for (old, prot, new) in [
+        (pte, EfiProt::ReadExecute, pte.with(PteFlags::RDONLY).without(PteFlags::DBM)),
+        (pte.with(PteFlags::RDONLY), EfiProt::ReadExecute, pte.with(PteFlags::RDONLY).without(PteFlags::DBM)),
+        (pte, EfiProt::ReadOnly, pte.with(PteFlags::RDONLY | PteFlags::PXN).without(PteFlags::DBM)),
+        (pte, EfiProt::ReadWrite, pte.with(PteFlags::PXN)),
+        (pte.with(PteFlags::RDONLY), EfiProt::ReadWriteExecute, pte.with(PteFlags::RDONLY)),
+    ] {
+        table.set_leaf(0, old);
+        efi_mm.set_mapping_permissions(va, 0x1000, prot).unwrap();
+        assert_eq!(table.leaf(0), new, "{prot:?} of {old:?}");
+    }
 }
 
 #[test]
