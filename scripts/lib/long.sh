@@ -66,20 +66,22 @@ miri_test() {
         rustup run nightly cargo miri test -p pleat-mm "$@"
 }
 
-# What libFuzzer finds in two minutes, from an empty corpus on.
+# What libFuzzer finds in two minutes for each target, from an empty corpus on.
 check_fuzz() {
     has_nightly fuzz rust-src && cargo_tool fuzz fuzz 0.13.2 || return
     if ! setup_package g++ g++; then
         skip fuzz "libFuzzer needs g++, which could not be installed"
         return
     fi
-    check fuzz fuzz_ptep
+    check fuzz-ptep fuzz_target ptep 1500
+    check fuzz-efi fuzz_target efi 600
 }
 
-fuzz_ptep() {
-    mkdir -p "$OUT_DIR/fuzz/corpus" || return
-    rustup run nightly cargo fuzz run --fuzz-dir tests/fuzz --target-dir "$TARGET_DIR/fuzz" ptep "$OUT_DIR/fuzz/corpus" -- \
-        -max_total_time="${PLEAT_FUZZ_SECONDS:-120}" -max_len=1500 -artifact_prefix="$OUT_DIR/fuzz/"
+# fuzz_target TARGET BYTES: with inputs of so many bytes at most.
+fuzz_target() {
+    mkdir -p "$OUT_DIR/fuzz/$1" || return
+    rustup run nightly cargo fuzz run --fuzz-dir tests/fuzz --target-dir "$TARGET_DIR/fuzz" "$1" "$OUT_DIR/fuzz/$1" -- \
+        -max_total_time="${PLEAT_FUZZ_SECONDS:-120}" -max_len="$2" -artifact_prefix="$OUT_DIR/fuzz/$1-"
 }
 
 check_mutants() {
