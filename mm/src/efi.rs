@@ -201,6 +201,13 @@ impl core::error::Error for EfiProtError {}
 ///     let _ = pleat_mm::EfiMm::new(mmu, root, asid);
 /// }
 /// ```
+/// What it maps by takes any bits, and is private too:
+/// ```compile_fail,E0603
+/// use pleat_mm::pgd::create_pgd_mapping_locked;
+/// ```
+/// ```
+/// use pleat_mm::pgd::create_pgd_mapping;
+/// ```
 pub struct EfiMm<'m, M: Mmu>(Mm<'m, M>);
 
 impl<'m, M: Mmu> EfiMm<'m, M> {
