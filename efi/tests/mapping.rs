@@ -189,12 +189,15 @@ fn what_is_too_small_for_the_granule_is_refused() {
         error.to_string().starts_with("EFI runtime region misaligned for 16K granules: 1 pages"),
         "{error}"
     );
-    // Each of the three by itself.
+    // Each of the three by itself is enough.
     let good = Region { va: 0x10_0000, ..region(DATA, 0x20_0000, 16, RUNTIME) };
     for bad in [
         Region { pa: good.pa + 0x1000, ..good },
         Region { va: good.va + 0x4000, ..good },
         Region { pages: 17, ..good },
+        // Also where two are by the same, which is as EFI has it.
+        Region { pa: good.pa + 0x1000, va: good.va + 0x1000, ..good },
+        Region { va: good.va + 0x1000, pages: 17, ..good },
     ] {
         let (error, _) = refusal::<K64>(&[bad]);
         assert!(matches!(error, CreateMappingError::Misaligned(_)), "{error}");

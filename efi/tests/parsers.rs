@@ -112,6 +112,7 @@ fn bad_attributes_are_refused() {
     }
     refused(&with(1, 4097), "4097 entries are too many");
     refused(&with(1, u32::MAX), "4294967295 entries are too many");
+    assert_eq!(memory_attributes::table_size(&with(1, 4096)), Ok(16 + 4096 * 48));
     refused(&with(1, 22), "it ends after 1024 bytes");
     for length in [0, 3, 15, 16, 1023] {
         refused(&table[..length], &format!("it ends after {length} bytes"));
