@@ -303,6 +303,36 @@ fn maintenance_only_where_something_changed() {
 }
 
 #[test]
+fn each_error_is_one_clear_line() {
+    let m = mapping::<K4>(0, 0, 2, Normal(ReadWrite));
+    let range = "0x2000 bytes at 0x4000000000";
+    for (error, line) in [
+        (EfiMapError::Misaligned(m), format!("EFI mapping of {range} to 0x8000000000 is not page-aligned")),
+        (EfiMapError::OutOfRange(m), format!("EFI mapping of {range} to 0x8000000000 is not below 2^48")),
+        (EfiMapError::AlreadyMapped(m.va), "0x4000000000 is mapped already in efi_mm".into()),
+        (EfiMapError::OutOfTables(m.va), "no memory for a translation table for 0x4000000000".into()),
+    ] {
+        assert_eq!(error.to_string(), line);
+    }
+    for (error, line) in [
+        (
+            EfiProtError::Misaligned(m.va, m.size),
+            format!("EFI permissions for {range}, which are not whole pages"),
+        ),
+        (
+            EfiProtError::OutOfRange(m.va, m.size),
+            format!("EFI permissions for {range}, which are not below 2^48"),
+        ),
+        (
+            EfiProtError::NotMapped(m.va),
+            "EFI permissions for 0x4000000000, which is not mapped in efi_mm".into(),
+        ),
+    ] {
+        assert_eq!(error.to_string(), line);
+    }
+}
+
+#[test]
 fn bad_ranges_are_refused() {
     let mut world = World::<K64>::new(Config::default());
     world.map(mapping::<K64>(0, 0, 1, Normal(ReadWrite))).unwrap();
