@@ -117,6 +117,14 @@ options! {
     "selftest": selftest: Selftest<'a> = Selftest::All, read_selftest, "`list` or a pattern";
 }
 
+/// What follows the first word of a command line.
+pub fn after_first_word(line: &str) -> &str {
+    let mut words = Words::new(line);
+    // A quote that is not closed takes the rest of the line.
+    let _ = words.next();
+    words.rest.trim_ascii()
+}
+
 impl<'a> BootArgs<'a> {
     /// The words that are no option of the kernel, whole, in order.
     pub fn unknown(&self) -> impl Iterator<Item = &'a str> {
@@ -316,6 +324,19 @@ mod tests {
         assert_eq!(parse("--").init, "");
         // Only as a word of its own.
         assert_eq!((parse("--x a").init, parse("\"--\" a").init), ("", ""));
+    }
+
+    #[test]
+    fn the_first_word_can_be_left_out() {
+        for (line, rest) in [
+            ("", ""),
+            ("a.efi", ""),
+            (r" fs0:\a.efi  b=1 c ", "b=1 c"),
+            (r#""fs0:\a b.efi" "c d" e"#, r#""c d" e"#),
+            (r#""a b"#, ""),
+        ] {
+            assert_eq!(after_first_word(line), rest, "{line}");
+        }
     }
 
     #[test]

@@ -8,7 +8,7 @@
 //! Follows the Devicetree Specification v0.4 and the kernel's bindings for Arm.
 
 mod error;
-mod format;
+pub(crate) mod format;
 #[cfg(test)]
 mod tests;
 
@@ -292,14 +292,7 @@ fn translate(bus: &FdtNode<'_>, base: u64, size: u64) -> Option<u64> {
 /// RAM: no order, and no promise about overlaps.
 fn memory<const N: usize>(root: &FdtNode<'_>) -> Result<ArrayVec<PhysRange, N>, DtError> {
     let mut memory = ArrayVec::new();
-    for node in root.children() {
-        let is_memory = match node.property("device_type") {
-            Some(_) => text(&node, "device_type") == Some("memory"),
-            None => node.name_without_address() == "memory",
-        };
-        if !is_memory || !enabled(&node) {
-            continue;
-        }
+    for node in root.children().filter(describes_memory) {
         let reg = node.reg().ok().flatten().ok_or(malformed("/memory", "reg"))?;
         for entry in reg {
             if let Some(range) = reg_range("/memory", entry)? {
@@ -308,6 +301,15 @@ fn memory<const N: usize>(root: &FdtNode<'_>) -> Result<ArrayVec<PhysRange, N>, 
         }
     }
     Ok(memory)
+}
+
+/// Whether a child of the root describes RAM.
+pub(crate) fn describes_memory(node: &FdtNode<'_>) -> bool {
+    let is_memory = match node.property("device_type") {
+        Some(_) => text(node, "device_type") == Some("memory"),
+        None => node.name_without_address() == "memory",
+    };
+    is_memory && enabled(node)
 }
 
 /// What the reservation block and `/reserved-memory` reserve.

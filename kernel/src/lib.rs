@@ -2,6 +2,7 @@
 //! unsafe code and without a heap, tested on the host.
 //!
 //! ```text
+//!  under EFI: memory map, load options, initrd ──▶ efi_boot ──▶ a copy of the
 //! device tree blob ──▶ dt::parse ──▶ platform::Platform ──┬─▶ bootargs::BootArgs
 //!                                                         ├─▶ memblock::MemBlock ──▶ linear map, frames
 //! Image, blob, initrd: where they are ────────────────────┘
@@ -14,6 +15,7 @@
 
 pub mod bootargs;
 pub mod dt;
+pub mod efi_boot;
 pub mod glob;
 pub mod memblock;
 pub mod platform;

@@ -29,6 +29,8 @@ mod console;
 #[cfg(target_os = "none")]
 mod cpu;
 #[cfg(target_os = "none")]
+mod efi_stub;
+#[cfg(target_os = "none")]
 mod exit;
 #[cfg(target_os = "none")]
 mod features;

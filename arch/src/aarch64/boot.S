@@ -1,6 +1,7 @@
 // From the first instruction to the first line of Rust.
 //
-//   _start            the arm64 Image header; boot CPU, MMU off, EL1 or EL2, x0 = device tree
+//   _start            the arm64 Image header; boot CPU, MMU off, EL1 or EL2, x0 = device tree. EFI firmware begins
+//                     in efi.S instead, which leads here.
 //   secondary_start   further CPUs, MMU off, EL1 or EL2, by PSCI or a spin table
 //      |  drop_to_el1     configure EL2 so that it stays out of the way, enter EL1
 //      |  clear .bss, build_early_tables           (boot CPU only)
@@ -8,7 +9,7 @@
 //      v
 //   *_high            apply the relocations (boot CPU only), drop TTBR0, call Rust
 //
-// All of it lies in the first page of the Image, the only page that is ever mapped at its physical
+// All of it lies in the page behind that of the headers, the only page that is ever mapped at its physical
 // address. While the MMU is off memory is Device: no exclusives, no atomics, no DC ZVA, no unaligned
 // access (DDI 0487, B2.10). Until the relocations are applied nothing here reads an absolute address.
 
@@ -35,15 +36,61 @@
 .section .head.text, "ax"
 .global _start
 _start:
-        b       primary_start                   // code0
-        .long   0                               // code1
+        ccmp    x18, #0, #0xd, pl               // code0: its bytes begin with "MZ"; it changes nothing but flags
+        b       primary_start                   // code1
         .quad   0                               // text_offset
         .quad   _image_size                     // from here to the end of .bss
         .quad   0b1010                          // little-endian, 4K pages, anywhere in memory
         .quad   0, 0, 0
         .ascii  "ARM\x64"
-        .long   0
+        .long   pe_header - _start
 
+// The same file as an EFI application, in the terms of Microsoft's PE format: two sections, linked at 0, where file
+// offsets are addresses. Relocations are not the firmware's but those of `_rela_start`: efi.S applies them itself, so
+// constants are writable to begin with. Of this page only the headers need be in memory then, and not executable.
+pe_header:
+        .ascii  "PE\0\0"
+        .short  0xaa64                          // Machine: ARM64
+        .short  (pe_sections_end - pe_sections) / 40
+        .long   0, 0, 0                         // TimeDateStamp, symbol table
+        .short  pe_sections - pe_optional_header
+        .short  0x22                            // Characteristics: EXECUTABLE_IMAGE, LARGE_ADDRESS_AWARE
+pe_optional_header:
+        .short  0x20b                           // PE32+
+        .byte   0, 0                            // linker version
+        .long   _pe_text_size                   // SizeOfCode
+        .long   _pe_data_file_size              // SizeOfInitializedData
+        .long   _pe_bss_size                    // SizeOfUninitializedData
+        .long   _pe_entry
+        .long   PAGE                            // BaseOfCode
+        .quad   0                               // ImageBase
+        .long   PAGE                            // SectionAlignment
+        .long   PAGE                            // FileAlignment
+        .short  0, 0, 0, 0, 0, 0                // versions: operating system, image, subsystem
+        .long   0                               // Win32VersionValue
+        .long   _image_size                     // SizeOfImage
+        .long   PAGE                            // SizeOfHeaders
+        .long   0                               // CheckSum
+        .short  10                              // Subsystem: EFI application
+        .short  0x100                           // DllCharacteristics: NX_COMPAT
+        .quad   0, 0, 0, 0                      // stack and heap: reserve, commit
+        .long   0                               // LoaderFlags
+        .long   6                               // NumberOfRvaAndSizes
+        .quad   0, 0, 0, 0, 0, 0                // export, import, resource, exception, certificate, base relocation
+pe_sections:
+        .ascii  ".text\0\0\0"
+        .long   _pe_text_size, PAGE             // VirtualSize, VirtualAddress
+        .long   _pe_text_size, PAGE             // SizeOfRawData, PointerToRawData
+        .long   0, 0, 0
+        .long   0x60000020                      // CNT_CODE, MEM_EXECUTE, MEM_READ
+        .ascii  ".data\0\0\0"
+        .long   _pe_data_size, _pe_data_start
+        .long   _pe_data_file_size, _pe_data_start
+        .long   0, 0, 0
+        .long   0xc0000040                      // CNT_INITIALIZED_DATA, MEM_READ, MEM_WRITE
+pe_sections_end:
+
+.section .idmap.text, "ax"
 // Boot CPU. x19 = counter, x20 = device tree, x21 = physical address of the Image, x22 = EL it was entered at.
 primary_start:
         mov     x20, x0
@@ -177,7 +224,7 @@ early_fatal:
 1:      wfi
         b       1b
 
-// Fills the early tables: this page at its own address in `idmap_root`, the Image at its high
+// Fills the early tables: this page, the Image's second, at its own address in `idmap_root`, the Image at its high
 // address in `early_root`. Table pages are zero. Clobbers x0 to x10.
 build_early_tables:
         // The one page of the identity map.
@@ -185,18 +232,19 @@ build_early_tables:
         adr_l   x1, idmap_l1
         adr_l   x2, idmap_l2
         adr_l   x3, idmap_l3
+        add     x6, x21, #PAGE
         orr     x4, x1, #3
-        ubfx    x5, x21, #39, #9
+        ubfx    x5, x6, #39, #9
         str     x4, [x0, x5, lsl #3]
         orr     x4, x2, #3
-        ubfx    x5, x21, #30, #9
+        ubfx    x5, x6, #30, #9
         str     x4, [x1, x5, lsl #3]
         orr     x4, x3, #3
-        ubfx    x5, x21, #21, #9
+        ubfx    x5, x6, #21, #9
         str     x4, [x2, x5, lsl #3]
         mov_q   x4, TEXT_PAGE
-        orr     x4, x4, x21
-        ubfx    x5, x21, #12, #9
+        orr     x4, x4, x6
+        ubfx    x5, x6, #12, #9
         str     x4, [x3, x5, lsl #3]
 
         // The Image: the last-level tables lie side by side, so they are filled as one array.
@@ -294,19 +342,8 @@ enable_mmu:
         b       early_fatal
 
 primary_high:
-        // Elf64_Rela: offset, type, addend. The link address is 0, so the Image's own address is what
-        // is added. The build checks that all are R_AARCH64_RELATIVE, which is 1027.
-        add     x24, x21, x23                   // high address of the Image
-        adr_l   x0, _rela_start
-        adr_l   x1, _rela_end
-1:      cmp     x0, x1
-        b.hs    2f
-        ldp     x2, x3, [x0], #16
-        ldr     x4, [x0], #8
-        add     x4, x4, x24
-        str     x4, [x24, x2]
-        b       1b
-2:
+        add     x0, x21, x23                    // high address of the Image
+        bl      apply_relocations
         adr_l   x0, pleat_boot_cpu
         bl      set_up_cpu
         mov     x0, x20
@@ -393,7 +430,7 @@ el2_unexpected:
         adr_l   x1, el2_message
         b       early_fatal
 
-.section .head.text, "ax"
+.section .idmap.text, "ax"
 el2_message:
         .asciz  "pleat: fatal: an exception was taken to EL2 after the kernel had left it\n"
 el3_message:

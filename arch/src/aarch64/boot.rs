@@ -47,6 +47,7 @@ const SCTLR: u64 = {
 
 global_asm!(
     include_str!("boot.S"),
+    include_str!("efi.S"),
     image_base = const IMAGE_BASE,
     early_l3_tables = const EARLY_L3_TABLES,
     mair = const MAIR,
@@ -57,6 +58,7 @@ global_asm!(
 
 unsafe extern "C" {
     fn secondary_start();
+    fn leave_firmware(device_tree: u64, bytes: u64) -> !;
     fn replace_ttbr1(root: u64, idmap_root: u64, empty_table: u64, low: u64);
     fn replace_ttbr1_low();
     static idmap_root: u8;
@@ -79,10 +81,22 @@ pub mod image {
     }
 }
 
+/// From EFI firmware, whose boot services were left, to the entry of the Image with the device tree of so many bytes at
+/// `device_tree`: cleans both to the point of coherency, with interrupts masked, and switches MMU and caches off.
+///
+/// # Safety
+/// It must run at EL1 or EL2 with every address mapped to itself, the Image relocated to where it is, and nothing
+/// else of this machine running: what memory holds beside the Image and the device tree is the kernel's from here on,
+/// but for what the tree says is not.
+pub unsafe fn enter_from_firmware(device_tree: PhysAddr, bytes: u64) -> ! {
+    // SAFETY: the caller's contract.
+    unsafe { leave_firmware(device_tree.get(), bytes) }
+}
+
 /// Loads `root` into TTBR1, through a moment at which TTBR1 translates nothing.
 ///
-/// Interrupts must be masked. The instructions in between run from the identity map of the Image's
-/// first page; afterwards TTBR0 translates nothing.
+/// Interrupts must be masked. The instructions in between run from the identity map of the boot code's
+/// page; afterwards TTBR0 translates nothing.
 ///
 /// # Safety
 /// `root` must be the physical address of a level 0 table that maps the Image where it is mapped now,

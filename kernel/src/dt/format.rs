@@ -27,7 +27,7 @@ pub(super) const MAX_PROPERTY_NAME: usize = 255;
 /// On success, every offset is inside the blob; the reservation block ends with its empty entry; the
 /// structure block is one node, nested correctly, with properties before children; and all names are
 /// UTF-8 with a NUL at the end.
-pub(super) fn open(blob: &[u8]) -> Result<Fdt<'_>, DtError> {
+pub(crate) fn open(blob: &[u8]) -> Result<Fdt<'_>, DtError> {
     let mut header = Cursor { bytes: blob, at: 0 };
     let [
         _magic,

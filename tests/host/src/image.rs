@@ -1,14 +1,18 @@
-//! What the build made: the ELF file with its symbols, and the flat arm64 Image.
+//! What the build made: the ELF file with its symbols, and the flat arm64 Image, which is an EFI application too.
 
 use std::error::Error;
 use std::fmt;
 use std::fs;
 use std::io;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use elf::ElfBytes;
 use elf::abi::{SHF_EXECINSTR, SHT_RELA};
 use elf::endian::LittleEndian;
+use object::LittleEndian as LE;
+use object::pe::ImageNtHeaders64;
+use object::read::pe::PeFile64;
 
 /// The kernel's ELF file.
 #[derive(Clone, Debug)]
@@ -47,6 +51,8 @@ pub enum ImageError {
     NoText(u64),
     /// It does not begin with an arm64 Image header.
     NoHeader,
+    /// It is no PE32+ file, or a broken one.
+    Pe(object::read::Error),
 }
 
 impl fmt::Display for ImageError {
@@ -57,6 +63,7 @@ impl fmt::Display for ImageError {
             Self::NoSymbol(name) => write!(f, "the symbol {name} is not defined"),
             Self::NoText(address) => write!(f, "no executable section holds {address:#x}"),
             Self::NoHeader => f.write_str("no arm64 Image header"),
+            Self::Pe(error) => write!(f, "no PE file that can be read: {error}"),
         }
     }
 }
@@ -66,6 +73,12 @@ impl Error for ImageError {}
 impl From<elf::ParseError> for ImageError {
     fn from(error: elf::ParseError) -> Self {
         Self::Elf(error)
+    }
+}
+
+impl From<object::read::Error> for ImageError {
+    fn from(error: object::read::Error) -> Self {
+        Self::Pe(error)
     }
 }
 
@@ -197,6 +210,64 @@ impl Header {
     }
 }
 
+/// The headers by which EFI firmware loads an Image (Microsoft, PE Format).
+#[derive(Clone, Debug)]
+pub struct Efi {
+    /// All but the sections.
+    pub headers: ImageNtHeaders64,
+    /// The size in bytes of each data directory.
+    pub directories: Vec<u32>,
+    /// The sections in the order of their headers.
+    pub sections: Vec<EfiSection>,
+}
+
+/// A section of an EFI application.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct EfiSection {
+    /// Its name without the zeroes behind it.
+    pub name: String,
+    /// Where it is in memory, from the Image's first byte on.
+    pub memory: Range<u64>,
+    /// Where its first bytes are in the file; the others are zero.
+    pub file: Range<u64>,
+    /// What may be done with it, and what it holds.
+    pub characteristics: u32,
+    /// How many relocations of its own it has.
+    pub relocations: u16,
+}
+
+impl Efi {
+    /// Reads the headers of an Image.
+    ///
+    /// # Errors
+    /// Where the file can't be read or is no PE32+ file.
+    pub fn open(path: &Path) -> Result<Self, ImageError> {
+        Self::parse(&read(path)?)
+    }
+
+    /// Reads the headers from the content of an Image.
+    ///
+    /// # Errors
+    /// [`ImageError::Pe`].
+    pub fn parse(bytes: &[u8]) -> Result<Self, ImageError> {
+        let file = PeFile64::parse(bytes)?;
+        let range = |start: u32, size: u32| u64::from(start)..u64::from(start) + u64::from(size);
+        let sections = file.section_table();
+        let sections = sections.iter().map(|section| EfiSection {
+            name: String::from_utf8_lossy(section.raw_name()).into_owned(),
+            memory: range(section.virtual_address.get(LE), section.virtual_size.get(LE)),
+            file: range(section.pointer_to_raw_data.get(LE), section.size_of_raw_data.get(LE)),
+            characteristics: section.characteristics.get(LE).0,
+            relocations: section.number_of_relocations.get(LE),
+        });
+        Ok(Self {
+            headers: *file.nt_headers(),
+            directories: file.data_directories().iter().map(|directory| directory.size.get(LE)).collect(),
+            sections: sections.collect(),
+        })
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -206,6 +277,7 @@ mod tests {
         assert!(matches!(Header::parse(&[0; 63]), Err(ImageError::NoHeader)));
         assert!(matches!(Header::parse(&[0; 64]), Err(ImageError::NoHeader)));
         assert!(matches!(KernelElf::parse(b"\x7fELF"), Err(ImageError::Elf(_))));
+        assert!(matches!(Efi::parse(&[0; 4096]), Err(ImageError::Pe(_))));
     }
 
     #[test]

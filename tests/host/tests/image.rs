@@ -3,9 +3,11 @@
 use std::fs;
 use std::path::PathBuf;
 
+use object::LittleEndian as LE;
+use object::pe;
 use pleat_host_tests::boot::{bare_image, kernel_image};
 use pleat_host_tests::early;
-use pleat_host_tests::image::{Header, KernelElf};
+use pleat_host_tests::image::{Efi, Header, KernelElf};
 
 const PAGE: u64 = 4096;
 /// The one relocation that early boot applies.
@@ -31,6 +33,65 @@ fn the_header_lets_a_boot_loader_put_it_anywhere() {
             "a file of {bytes} bytes in {} bytes of memory",
             header.image_size
         );
+    });
+}
+
+#[test]
+fn efi_firmware_can_load_the_same_file() {
+    for_each_image(|image, elf| {
+        let efi = Efi::open(&image).expect("a PE32+ file");
+        assert_eq!(efi.headers.file_header.machine.get(LE), pe::IMAGE_FILE_MACHINE_ARM64);
+        let flags = efi.headers.file_header.characteristics.get(LE).0;
+        assert_eq!(flags & pe::IMAGE_FILE_EXECUTABLE_IMAGE.0, pe::IMAGE_FILE_EXECUTABLE_IMAGE.0);
+        // It may be loaded anywhere, and firmware has nothing to relocate: the stub does, by the table of the next test.
+        assert_eq!(flags & pe::IMAGE_FILE_RELOCS_STRIPPED.0, 0);
+        assert_eq!(efi.directories, [0; 6], "up to and with that of the base relocations, all are empty");
+
+        let header = &efi.headers.optional_header;
+        assert_eq!(header.subsystem.get(LE), pe::IMAGE_SUBSYSTEM_EFI_APPLICATION);
+        assert_eq!(header.dll_characteristics.get(LE), pe::IMAGE_DLLCHARACTERISTICS_NX_COMPAT);
+        assert_eq!(header.image_base.get(LE), 0, "the link address");
+        let alignments = [header.section_alignment.get(LE), header.file_alignment.get(LE)];
+        assert_eq!(alignments.map(u64::from), [PAGE; 2]);
+        assert_eq!(u64::from(header.size_of_image.get(LE)), elf.symbol("_image_end").unwrap());
+        let entry = u64::from(header.address_of_entry_point.get(LE));
+        assert_eq!(entry, elf.symbol("efi_entry").unwrap());
+        assert!(efi.sections[0].memory.contains(&entry), "the entry {entry:#x} is not in the first section");
+    });
+}
+
+#[test]
+fn efi_sections_cover_the_image_and_none_is_writable_and_executable() {
+    let permissions = pe::IMAGE_SCN_MEM_READ.0 | pe::IMAGE_SCN_MEM_WRITE.0 | pe::IMAGE_SCN_MEM_EXECUTE.0;
+    for_each_image(|image, elf| {
+        let efi = Efi::open(&image).expect("a PE32+ file");
+        let file_size = fs::metadata(&image).expect("the Image").len();
+        let found: Vec<_> = efi
+            .sections
+            .iter()
+            .map(|section| (section.name.as_str(), section.characteristics & permissions))
+            .collect();
+        let expected = [
+            (".text", pe::IMAGE_SCN_MEM_READ.0 | pe::IMAGE_SCN_MEM_EXECUTE.0),
+            (".data", pe::IMAGE_SCN_MEM_READ.0 | pe::IMAGE_SCN_MEM_WRITE.0),
+        ];
+        assert_eq!(found, expected);
+
+        // Headers, then sections, side by side, up to the end; in the file as in memory, since it is flat.
+        let mut end = u64::from(efi.headers.optional_header.size_of_headers.get(LE));
+        assert_eq!(end, PAGE);
+        for section in &efi.sections {
+            assert_eq!((section.memory.start, section.file.start), (end, end), "{section:x?}");
+            assert_eq!(section.relocations, 0, "{section:x?}");
+            let edges = [section.memory.start, section.memory.end, section.file.end];
+            assert!(edges.iter().all(|edge| edge % PAGE == 0), "{section:x?}");
+            assert!(section.file.end <= section.memory.end, "{section:x?}");
+            assert!(section.file.end <= file_size, "{section:x?} in a file of {file_size:#x} bytes");
+            end = section.memory.end;
+        }
+        assert_eq!(end, elf.symbol("_image_end").unwrap());
+        assert_eq!(efi.sections[0].memory.end, elf.symbol("_text_end").unwrap());
+        assert_eq!(efi.sections[1].file.end, file_size, "the rest of the memory is .bss");
     });
 }
 
@@ -66,8 +127,8 @@ fn early_boot_can_apply_every_relocation() {
 #[test]
 fn early_boot_has_no_instruction_that_needs_normal_memory() {
     for_each_image(|_, elf| {
-        let start = elf.symbol("_start").unwrap();
-        let end = elf.symbol("_head_end").unwrap();
+        let start = elf.symbol("_idmap_start").unwrap();
+        let end = elf.symbol("_idmap_end").unwrap();
         for label in ["enable_mmu", "primary_start", "secondary_start"] {
             let address = elf.symbol(label).unwrap();
             assert!((start..end).contains(&address), "{label} at {address:#x}");
