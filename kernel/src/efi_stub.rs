@@ -142,17 +142,19 @@ impl Firmware {
         let status =
             unsafe { ((*self.boot()).allocate_pages)(ALLOCATE_ANY_PAGES, LOADER_DATA, pages, &mut address) };
         check("AllocatePages", status)?;
+        let start = ptr::NonNull::new(address as *mut u8);
+        let start = start.ok_or(Failure::Call("AllocatePages", Status::OUT_OF_RESOURCES))?;
         // SAFETY: it was just allocated, is never freed, and bytes may have any value.
-        Ok(unsafe { slice::from_raw_parts_mut(address as *mut u8, pages * EFI_PAGE as usize) })
+        Ok(unsafe { slice::from_raw_parts_mut(start.as_ptr(), pages * EFI_PAGE as usize) })
     }
 
     fn device_tree(&self) -> Result<&'static [u8], Failure> {
-        // SAFETY: firmware gave the system table, and says how long the other is.
-        let tables = unsafe {
-            slice::from_raw_parts((*self.system).configuration_table, (*self.system).number_of_table_entries)
-        };
-        let table =
-            tables.iter().find(|table| table.vendor_guid == DTB_TABLE_GUID).ok_or(Failure::NoDeviceTree)?;
+        // SAFETY: firmware gave the system table.
+        let (tables, count) =
+            unsafe { ((*self.system).configuration_table, (*self.system).number_of_table_entries) };
+        // SAFETY: so many are there.
+        let mut tables = (0..count).map(|index| unsafe { &*tables.add(index) });
+        let table = tables.find(|table| table.vendor_guid == DTB_TABLE_GUID).ok_or(Failure::NoDeviceTree)?;
         let start = table.vendor_table.cast::<u8>().cast_const();
         // SAFETY: firmware says that a device tree is there, which is not shorter than its header, nor than that says; and
         // nothing changes it.

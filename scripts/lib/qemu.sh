@@ -27,10 +27,48 @@ write_trampoline() {
     printf "$bytes" >"$1.$$" && mv "$1.$$" "$1"
 }
 
+# esp_of IMAGE: prints the directory that QEMU serves as an EFI system partition.
+esp_of() { echo "$1.esp"; }
+
+# write_esp IMAGE: makes that directory, with the Image where firmware looks on a disk that it does not know.
+write_esp() {
+    local directory link
+    directory=$(esp_of "$1")/EFI/BOOT
+    link=$directory/BOOTAA64.EFI
+    # Of boots side by side the first makes it; the others leave it alone.
+    [[ $link -ef $1 ]] || { mkdir -p "$directory" && ln -sfn "$(realpath "$1")" "$link"; }
+}
+
+# firmware_command: adds to QEMU_COMMAND how EFI firmware finds the Image and its load options.
+firmware_command() {
+    local esp
+    esp=$(esp_of "$opt_image")
+    if [[ $opt_firmware == edk2 ]]; then
+        QEMU_COMMAND+=(-bios "$EDK2")
+        # On a disk that it does not know there are no load options. With any, QEMU gives it the file itself, which it
+        # starts just so.
+        if [[ -n $opt_args$opt_initrd ]]; then
+            QEMU_COMMAND+=(-kernel "$opt_image")
+            [[ -z $opt_args ]] || QEMU_COMMAND+=(-append "$opt_args")
+            [[ -z $opt_initrd ]] || QEMU_COMMAND+=(-initrd "$opt_initrd")
+            return
+        fi
+    else
+        QEMU_COMMAND+=(-bios "$U_BOOT")
+        # What QEMU has as -append becomes bootargs in U-Boot's environment, and that the load options, but only beside a
+        # kernel. That is tried first and must be none, so that the disk is next: U-Boot itself is no Image.
+        [[ -z $opt_args ]] || QEMU_COMMAND+=(-kernel "$U_BOOT" -append "$opt_args")
+    fi
+    # shellcheck disable=SC2054 # commas are QEMU's
+    QEMU_COMMAND+=(-drive "file=fat:${esp//,/,,},format=raw,if=none,id=esp,readonly=on" -device virtio-blk-device,drive=esp)
+}
+
 # qemu_command: sets QEMU_COMMAND from the options (the opt_ variables of scripts/run).
 qemu_command() {
     local machine=virt,gic-version=$opt_gic
     [[ $opt_el == 1 ]] || machine+=,virtualization=on
+    # With ACPI, edk2 has no device tree.
+    [[ $opt_firmware != edk2 ]] || machine+=,acpi=off
     [[ -z $opt_dump_dtb ]] || machine+=,dumpdtb=${opt_dump_dtb//,/,,}
     # shellcheck disable=SC2054 # commas are QEMU's
     QEMU_COMMAND=("$QEMU" -machine "$machine" -cpu "$opt_cpu" -smp "$opt_smp" -m "$opt_memory"
@@ -50,6 +88,8 @@ qemu_command() {
             -device "loader,file=${opt_image//,/,,},addr=$opt_image_at,force-raw=on"
             -device "loader,file=${trampoline//,/,,},addr=$TRAMPOLINE_ADDRESS,force-raw=on"
             -device "loader,addr=$TRAMPOLINE_ADDRESS,cpu-num=0")
+    elif [[ $opt_firmware != none ]]; then
+        firmware_command
     else
         QEMU_COMMAND+=(-kernel "$opt_image")
         [[ -z $opt_args ]] || QEMU_COMMAND+=(-append "$opt_args")

@@ -3,6 +3,8 @@
 # Each function looks first and does nothing, without network, where all is there.
 
 readonly QEMU=qemu-system-aarch64
+# EFI firmware for QEMU's virt, where Debian's packages put it.
+readonly EDK2=/usr/share/qemu-efi-aarch64/QEMU_EFI.fd U_BOOT=/usr/lib/u-boot/qemu_arm64/u-boot.bin
 APT_UPDATED=
 
 # as_root COMMAND...: runs a command as root, directly or by sudo.
@@ -106,6 +108,23 @@ qemu_from_backports() {
     have "$QEMU" && return
     apt_install qemu-system-arm
     have "$QEMU" && say "warning: QEMU $(qemu_version) is older than 8.0: boots with newer CPUs (neoverse-v1) are lost"
+}
+
+# setup_firmware none|edk2|u-boot: the file that QEMU runs in place of its own loader.
+setup_firmware() {
+    case $1 in
+    none) ;;
+    edk2) need_file "$EDK2" qemu-efi-aarch64 ;;
+    u-boot) need_file "$U_BOOT" u-boot-qemu ;;
+    esac
+}
+
+# need_file FILE PACKAGE: a file of a Debian package.
+need_file() {
+    [[ ! -r $1 ]] || return 0
+    need_apt "$1"
+    apt_install "$2"
+    [[ -r $1 ]] || setup_error "apt-get could not install $1 with the package $2"
 }
 
 # setup_package COMMAND PACKAGE: a tool that is good to have; false where it can't be had.

@@ -134,6 +134,7 @@ secondary_start:
 // Enters EL1 with interrupts masked. Returns the EL it was called at (1 or 2). Clobbers x0 to x3.
 drop_to_el1:
         msr     daifset, #0xf
+        msr     spsel, #1                       // whoever ran before may have used SP_EL0
         mrs     x0, CurrentEL
         lsr     x0, x0, #2
         cmp     x0, #2

@@ -54,12 +54,14 @@ impl Machine {
         self.runs_with(|boot| boot);
     }
 
-    /// As [`Machine::runs`], with further options.
+    /// As [`Machine::runs`], with further options. Returns what came of it.
     ///
     /// # Panics
     /// As [`Machine::runs`].
-    pub fn runs_with(&self, more: impl FnOnce(Boot) -> Boot) {
-        self.is_whole(&more(self.options()).run());
+    pub fn runs_with(&self, more: impl FnOnce(Boot) -> Boot) -> Outcome {
+        let outcome = more(self.options()).run();
+        self.is_whole(&outcome);
+        outcome
     }
 
     /// As [`Machine::runs`], with the Image at an address and a device tree as it is.

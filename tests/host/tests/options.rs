@@ -72,14 +72,14 @@ fn what_does_not_go_together_is_refused() {
     refused(&at("0x40100000").run(), "at least 0x40200000");
     refused(&at("here").run(), "'here' is no address");
     refused(&at("0x40200000").option("--args", "a").run(), "with --image-at they belong into --dtb");
+    refused(&at("0x40200000").option("--firmware", "edk2").run(), "--image-at needs --firmware none");
 }
 
 #[test]
 fn what_is_not_built_yet_says_so() {
-    let unbuilt = [("--machine", "raspi4b"), ("--firmware", "edk2"), ("--firmware", "u-boot")];
-    for (option, value) in unbuilt {
-        refused(&Boot::new().option(option, value).run(), &format!("{option} {value} is not built yet"));
-    }
+    refused(&Boot::new().option("--machine", "raspi4b").run(), "--machine raspi4b is not built yet");
+    let u_boot = Boot::new().option("--firmware", "u-boot").option("--initrd", "/dev/null");
+    refused(&u_boot.run(), "--initrd with --firmware u-boot is not built yet");
 }
 
 #[test]
@@ -151,4 +151,27 @@ fn print_shows_a_boot_at_an_address() {
     assert!(!command.contains("-kernel"), "{command}");
     assert!(printed(at()).contains("/pleat/trampoline-0x40281000-0,addr="));
     assert!(printed(at().option("--x0", "0x123")).contains("/pleat/trampoline-0x40281000-0x123,addr="));
+}
+
+#[test]
+fn print_shows_how_firmware_is_booted() {
+    let by = |firmware| Boot::new().option("--firmware", firmware).option("--image", "/dev/null");
+    let disk = "-drive file=fat:/dev/null.esp,format=raw,if=none,id=esp,readonly=on \
+                -device virtio-blk-device,drive=esp";
+    let edk2 = printed(by("edk2"));
+    assert!(edk2.contains("-machine virt,gic-version=3,acpi=off "), "{edk2}");
+    assert!(edk2.contains("-bios /usr/share/qemu-efi-aarch64/QEMU_EFI.fd ") && edk2.contains(disk), "{edk2}");
+    let u_boot = printed(by("u-boot"));
+    assert!(!u_boot.contains("acpi"), "{u_boot}");
+    assert!(
+        u_boot.contains("-bios /usr/lib/u-boot/qemu_arm64/u-boot.bin ") && u_boot.contains(disk),
+        "{u_boot}"
+    );
+    assert!(!format!("{edk2}{u_boot}").contains("-kernel"), "{edk2}{u_boot}");
+
+    let edk2 = printed(by("edk2").option("--args", "a b").option("--initrd", "/dev/null"));
+    assert!(edk2.contains("-kernel /dev/null -append 'a b' -initrd /dev/null"), "{edk2}");
+    assert!(!edk2.contains("-drive"), "{edk2}");
+    let u_boot = printed(by("u-boot").option("--args", "a b"));
+    assert!(u_boot.contains("-append 'a b'") && u_boot.contains(disk), "{u_boot}");
 }
