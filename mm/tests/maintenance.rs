@@ -530,6 +530,26 @@ fn every_range_that_is_owed_is_remembered() {
     }
 }
 
+/// The pages beside those that are owed are not waited for.
+#[test]
+fn what_is_beside_becomes_valid_without_a_flush() {
+    let w = World::<K4>::user(CORTEX_A72);
+    let folio = w.folio(64);
+    let mut guard = w.lock();
+    set_ptes(&mut guard, w.va(20), w.pte(&folio, 20, UserProt::Read), 3);
+    clear_ptes(&mut guard, w.va(20), 3);
+    w.maintenance();
+    for page in [19, 23] {
+        set_ptes(&mut guard, w.va(page), w.pte(&folio, page, UserProt::Read), 1);
+        assert_eq!(w.maintenance(), "", "page {page}");
+    }
+    for page in [20, 22] {
+        set_ptes(&mut guard, w.va(page), w.pte(&folio, page, UserProt::Read), 1);
+        let expected = if page == 20 { "publish pages(20..23) complete" } else { "" };
+        assert_eq!(w.maintenance(), expected, "page {page}");
+    }
+}
+
 /// A conversion flushes its block with what is owed of it; what is owed elsewhere is not forgotten.
 #[test]
 fn a_conversion_forgets_nothing_that_is_owed_elsewhere() {
