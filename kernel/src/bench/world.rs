@@ -196,7 +196,8 @@ impl<M: Counted> World<M> {
             let issued = mmu.take();
             guard.flush();
             let cost = Cost {
-                instructions: ticks - overhead(),
+                // Where the counter does not count instructions, this may be less than nothing.
+                instructions: ticks.saturating_sub(overhead()),
                 issued,
                 owed: mmu.take(),
                 refused: self.mm.counters().get(Counter::RefusedByGate) - refused,
