@@ -302,8 +302,12 @@ impl<'m, M: Mmu> Table<'m, M> {
     #[inline(always)]
     pub fn clear_leaves(&self, indices: Range<usize>, mut visit: impl FnMut(PteValue)) {
         self.expect_last_level();
-        let hafdbs = self.mmu.features().hafdbs;
-        self.slots[indices].iter().for_each(|slot| visit(self.clear_slot(slot, hafdbs)));
+        let slots = self.slots[indices].iter();
+        match self.mmu.features().hafdbs {
+            // A loop of its own, without a question for each.
+            Hafdbs::None => slots.for_each(|slot| visit(self.clear_slot(slot, Hafdbs::None))),
+            hafdbs => slots.for_each(|slot| visit(self.clear_slot(slot, hafdbs))),
+        }
     }
 
     #[inline(always)]

@@ -17,7 +17,7 @@ use arch::{Mmu, Pfn, PteValue, VirtAddr};
 
 use crate::Mm;
 use crate::counters::Counter;
-use crate::frame::{FolioRef, FrameMap};
+use crate::frame::FrameMap;
 use crate::guard::PteGuard;
 use crate::mm_struct::Kind;
 use crate::pte::{Gathered, Pte};
@@ -236,35 +236,33 @@ fn convert<M: Mmu>(
 /// Sets entries that are all invalid to `pte` and the pages that follow it. The parts that are whole, aligned blocks of
 /// one folio are folded at once: nothing was there, so no entry has to be read and nothing flushed.
 pub(crate) fn set_many<M: Mmu>(guard: &mut PteGuard<'_, '_, M>, indices: Range<usize>, pte: PteValue) {
-    let page = M::GRANULE.page_size();
-    let block_size = cont_ptes::<M>() as u64 * page;
-    let at = |index: usize| pte.advanced((index - indices.start) as u64 * page);
+    let (cont, page) = (cont_ptes::<M>(), M::GRANULE.page_size());
+    let block_size = cont as u64 * page;
     let congruent = pte.pa().get() % block_size == guard.va(indices.start).get() % block_size;
     // The gate is asked only where there is a whole block.
-    let whole = indices.start.next_multiple_of(cont_ptes::<M>()) + cont_ptes::<M>() <= indices.end;
+    let whole = indices.start.next_multiple_of(cont) + cont <= indices.end;
     let candidate = whole && congruent && !pte.is_special();
-    let frames = if candidate { mm_is_user(guard.mm()) } else { None };
-    let mut folio: Option<FolioRef<'_>> = None;
-    let mut folded = 0;
-    let mut index = indices.start;
+    let folds = candidate && mm_is_user(guard.mm()).is_some();
+    let (mut folded, mut index) = (0, indices.start);
     while index < indices.end {
-        let block = block_of::<M>(index);
-        let end = block.end.min(indices.end);
-        let first = at(index);
-        let fits = block == (index..end)
-            && frames.is_some_and(|frames| {
-                let (head, last) = (first.pa().pfn(M::GRANULE), at(end - 1).pa().pfn(M::GRANULE));
-                if !folio.as_ref().is_some_and(|folio| folio.contains(head)) {
-                    folio = frames.folio(head);
-                }
-                folio.as_ref().is_some_and(|folio| folio.contains(last))
-            });
-        guard.table().set_leaves(index, if fits { first.mkcont() } else { first }, end - index);
-        folded += u64::from(fits);
-        index = end;
+        let first = pte.advanced((index - indices.start) as u64 * page);
+        let left = indices.end - index;
+        // To the end of all, or of a block; or the whole blocks that the folio of the first of them holds.
+        let (nr, fits) = match index % cont {
+            _ if !folds => (left, false),
+            0 => {
+                let in_folio =
+                    left_of_folio(guard.mm(), first).map_or(0, |pages| pages.min(left) / cont * cont);
+                if in_folio > 0 { (in_folio, true) } else { (cont.min(left), false) }
+            }
+            within => ((cont - within).min(left), false),
+        };
+        guard.table().set_leaves(index, if fits { first.mkcont() } else { first }, nr);
+        folded += if fits { nr / cont } else { 0 };
+        index += nr;
     }
     if folded != 0 {
-        guard.mm().counters().add(Counter::FoldedAtOnce, folded);
+        guard.mm().counters().add(Counter::FoldedAtOnce, folded as u64);
     }
 }
 

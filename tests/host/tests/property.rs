@@ -11,7 +11,7 @@ use proptest::prelude::*;
 use proptest::test_runner::TestRunner;
 
 /// Operations of the everyday run.
-const OPERATIONS: u64 = 12_000;
+const OPERATIONS: u64 = 30_000;
 /// The longest sequence.
 const LENGTH: usize = 120;
 
