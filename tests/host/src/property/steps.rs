@@ -204,8 +204,7 @@ impl<'m, G: GranuleType + Sync> World<'m, G> {
         let Some(first) = first else { return };
         assert_eq!(cleared.pa(), first.pfn.addr(G::GRANULE), "the cleared entry is of another frame");
         // Of these pages what hardware has set must be told; of others of their blocks, it may.
-        let block = self.block();
-        let (lower, upper) = (range.start / block * block, (range.end - 1) / block * block + block);
+        let blocks = self.whole_blocks(&range);
         let mut must = Slack { young: was.iter().any(|p| p.young), dirty: was.iter().any(|p| p.dirty) };
         let mut may = must;
         for set in self.updates().into_iter().filter(|set| set.space == space) {
@@ -213,7 +212,7 @@ impl<'m, G: GranuleType + Sync> World<'m, G> {
             if range.contains(&set.page) {
                 must = Slack { young: true, dirty: must.dirty | flags.dirty };
             }
-            if (lower..upper).contains(&set.page) {
+            if blocks.contains(&set.page) {
                 may = Slack { young: true, dirty: may.dirty | flags.dirty };
             }
         }
@@ -230,6 +229,12 @@ impl<'m, G: GranuleType + Sync> World<'m, G> {
         self.mean_again(space, &range);
         wrprotect_ptes(&mut self.lock(space, range.start), self.va(range.start), range.len());
         self.complete();
+    }
+
+    /// `range`, with the whole of the block at either end.
+    fn whole_blocks(&self, range: &Range<usize>) -> Range<usize> {
+        let block = self.block();
+        range.start / block * block..(range.end - 1) / block * block + block
     }
 
     /// Tells the machine what is meant by now.
@@ -313,8 +318,10 @@ impl<'m, G: GranuleType + Sync> World<'m, G> {
             for (at, page) in meant {
                 self.spaces[space].reference.pages.insert(at, page.expect("a page of the run"));
             }
-            // What hardware set in one of them before is told of all.
-            for set in self.updates().into_iter().filter(|set| set.space == space && run.contains(&set.page))
+            // What hardware set in one of their blocks before is told of all.
+            let blocks = self.whole_blocks(&run);
+            for set in
+                self.updates().into_iter().filter(|set| set.space == space && blocks.contains(&set.page))
             {
                 run.clone().for_each(|page| self.may_be(space, page, set.flag));
             }
@@ -415,8 +422,7 @@ impl<'m, G: GranuleType + Sync> World<'m, G> {
         self.complete();
         self.spaces[space].reference.change(cleaned.clone(), |page| page.dirty = false);
         // A refold spreads what the call after it takes away, in part.
-        let block = self.block();
-        let blocks = cleaned.start / block * block..(cleaned.end - 1) / block * block + block;
+        let blocks = self.whole_blocks(&cleaned);
         for page in blocks.clone() {
             self.may_be(space, page, Flag::Accessed);
         }
@@ -455,8 +461,7 @@ impl<'m, G: GranuleType + Sync> World<'m, G> {
         drop(pair);
         self.complete();
         self.insert(space, meant, &folio);
-        let block = self.block();
-        let blocks = from.start / block * block..(from.end - 1) / block * block + block;
+        let blocks = self.whole_blocks(&from);
         for set in self.updates().into_iter().filter(|set| set.space == space && blocks.contains(&set.page)) {
             (to..to + nr).for_each(|page| self.may_be(space, page, set.flag));
         }
