@@ -124,15 +124,16 @@ fn warn_folded<M: Mmu>(guard: &PteGuard<'_, '_, M>, index: usize) -> Folded {
 
 /// Sets the entries of `nr` pages from `va` on to `pte` and the pages that follow it.
 ///
-/// One page may replace a live entry, if that needs no break-before-make: other permissions, young or dirty, which hardware
-/// may have set since it was read, stay if it is dirty; or by one that is not valid, which keeps nothing: who wants to know
-/// what the page was uses [`ptep_get_and_clear`]. Several must all be invalid before, and lie in one folio. Blocks that are wholly covered and congruent are folded at once, and one
-/// page folds the block whose last it is, if its siblings fit.
+/// One page may replace a live entry, if that needs no break-before-make: other permissions, young or dirty; if hardware has
+/// made it dirty since it was read, it stays dirty. One that is not valid keeps nothing of a live entry: who wants to know
+/// what the page was uses [`ptep_get_and_clear`]. Several must all be invalid before, and lie in one folio. Blocks that are
+/// wholly covered and congruent are folded at once, and one page folds the block whose last it is, if its siblings fit.
 ///
 /// *Maintenance:* none of its own for a user's page. It first does the flush that the guard owes for these pages, if any,
 /// and owes one for a live entry that it replaces. Folding a block by its last page issues one for the block and completes
-/// it; so does unfolding one, and the page that is set then is owed its own. For the kernel's, `dsb ishst; isb` once: they must not fault spuriously. Before a user may execute
-/// what was written since the folio was last made executable, the instruction caches: see `icache`.
+/// it; so does unfolding one, and the page that is set then is owed its own. For the kernel's, `dsb ishst; isb` once: they
+/// must not fault spuriously. Before a user may execute what was written since the folio was last made executable, the
+/// instruction caches: see `icache`.
 ///
 /// # Panics
 /// Where a live entry would change its frame, memory type, shareability, scope or size: break-before-make is the caller's

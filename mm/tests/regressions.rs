@@ -180,7 +180,7 @@ fn regression_04_teardown_loses_flags_of_partial_ends() {
 /// The first page of the folio was taken for the first page of the batch, so that its frame, and who shares it, decided
 /// for others.
 ///
-/// Fails if `set_many` counts `at` from `block_of(indices.start).start`.
+/// Fails if `set_many` counts the frames from `block_of(indices.start).start`.
 #[test]
 fn regression_05_a_batch_begins_in_the_middle_of_a_folio() {
     on_every_machine!(user, |w| {
