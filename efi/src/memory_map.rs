@@ -223,10 +223,17 @@ impl<'a> MemoryMap<'a> {
         Ok(map)
     }
 
+    /// Every descriptor, in the firmware's order, beside its bytes.
+    pub(crate) fn raw(&self) -> impl Iterator<Item = (&'a [u8], MemoryDescriptor)> + use<'a> {
+        // `parse` has read each of them.
+        self.bytes
+            .chunks_exact(self.descriptor_size)
+            .filter_map(|bytes| Some((bytes, MemoryDescriptor::read(bytes)?)))
+    }
+
     /// Every descriptor, in the firmware's order.
     pub fn descriptors(&self) -> impl Iterator<Item = MemoryDescriptor> + use<'a> {
-        // `parse` has read each of them.
-        self.bytes.chunks_exact(self.descriptor_size).filter_map(MemoryDescriptor::read)
+        self.raw().map(|(_, descriptor)| descriptor)
     }
 
     /// Those of the regions that the runtime services need mapped.

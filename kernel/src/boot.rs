@@ -12,6 +12,8 @@ use kernel::platform::{Gic, PhysRange, Platform, Uart};
 use log::{info, warn};
 
 use crate::console::println;
+#[cfg(feature = "efi")]
+use crate::efi_runtime;
 use crate::image::Image;
 use crate::panic::fatal;
 use crate::vm::{GRANULE, PAGE};
@@ -63,6 +65,10 @@ extern "C" fn pleat_primary(device_tree: u64, image: u64, entered_at: u64, start
     // SAFETY: vectors, interrupt controller and handlers are set up, and no lock is held.
     unsafe { arch::aarch64::daif::unmask() };
     start_cpus(&platform);
+    #[cfg(feature = "efi")]
+    if let Some(tables) = &platform.efi {
+        efi_runtime::init(tables, &memblock);
+    }
 
     report_cost(&memblock, found, start);
     run(&platform, &memblock, &arguments)

@@ -22,6 +22,7 @@ use dtoolkit::standard::{NodeStandard, Reg};
 use dtoolkit::{FdtStringListIterator, Node, Property, ToCellInt};
 
 pub use self::error::DtError;
+use crate::efi_tables::EfiTables;
 use crate::platform::{Conduit, Cpu, EnableMethod, Gic, PhysRange, Platform, Reservation, Uart, UartKind};
 
 /// The first word of a device tree blob.
@@ -117,6 +118,10 @@ pub fn parse(blob: &[u8]) -> Result<Platform<'_>, DtError> {
         },
         initrd: match chosen {
             Some(chosen) => initrd(&chosen)?,
+            None => None,
+        },
+        efi: match chosen {
+            Some(chosen) => EfiTables::read(&chosen)?,
             None => None,
         },
         cpus,
@@ -421,7 +426,7 @@ fn strings<'a>(node: &FdtNode<'a>, property: &str) -> impl Iterator<Item = &'a s
 }
 
 /// A number of one or two cells.
-fn property_u64(value: &[u8]) -> Option<u64> {
+pub(crate) fn property_u64(value: &[u8]) -> Option<u64> {
     if let Ok(value) = value.try_into() {
         Some(u32::from_be_bytes(value).into())
     } else {
@@ -444,6 +449,6 @@ fn checked_range(what: &'static str, base: u64, size: u64) -> Result<Option<Phys
     PhysRange::from_size(base, size).map(Some).ok_or(DtError::Range { what, base, size })
 }
 
-fn malformed(node: &'static str, property: &'static str) -> DtError {
+pub(crate) fn malformed(node: &'static str, property: &'static str) -> DtError {
     DtError::Property { node, property }
 }

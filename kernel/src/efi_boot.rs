@@ -20,6 +20,7 @@ use r_efi::system::{
 };
 
 use crate::dt::{self, DtError};
+use crate::efi_tables::EfiTables;
 use crate::platform::{MAX_RANGES, PhysRange};
 
 /// The size of what a memory map counts in, whatever the CPU's granule.
@@ -30,6 +31,7 @@ pub const EFI_PAGE: u64 = 4096;
 pub struct MemoryMap<'a> {
     bytes: &'a [u8],
     descriptor_size: usize,
+    descriptor_version: u32,
 }
 
 /// What is written into the copy.
@@ -41,6 +43,8 @@ pub struct Handover<'a> {
     pub initrd: Option<PhysRange>,
     /// Which memory is RAM.
     pub memory: MemoryMap<'a>,
+    /// What the runtime services need.
+    pub tables: Option<EfiTables<'a>>,
 }
 
 /// Why there can be no copy.
@@ -87,15 +91,34 @@ impl From<FdtMutError> for HandoverError {
 }
 
 impl<'a> MemoryMap<'a> {
-    /// The descriptors in `bytes`, each of `descriptor_size` bytes as GetMemoryMap has said.
+    /// The descriptors in `bytes`, with size and version as GetMemoryMap has said.
     ///
     /// # Errors
     /// [`HandoverError::DescriptorSize`]
-    pub fn new(bytes: &'a [u8], descriptor_size: usize) -> Result<Self, HandoverError> {
+    pub fn new(
+        bytes: &'a [u8],
+        descriptor_size: usize,
+        descriptor_version: u32,
+    ) -> Result<Self, HandoverError> {
         if descriptor_size < size_of::<MemoryDescriptor>() {
             return Err(HandoverError::DescriptorSize(descriptor_size));
         }
-        Ok(Self { bytes, descriptor_size })
+        Ok(Self { bytes, descriptor_size, descriptor_version })
+    }
+
+    /// The descriptors as they are.
+    pub const fn bytes(&self) -> &'a [u8] {
+        self.bytes
+    }
+
+    /// Bytes of each.
+    pub const fn descriptor_size(&self) -> usize {
+        self.descriptor_size
+    }
+
+    /// The version of each.
+    pub const fn descriptor_version(&self) -> u32 {
+        self.descriptor_version
     }
 
     /// What may be used once boot services are left, in any order and in any number of pieces. What is not below 2^48 is left
@@ -136,10 +159,10 @@ impl<'a> MemoryMap<'a> {
     }
 }
 
-/// How many bytes a copy of `tree` takes at most, with boot arguments of `bootargs` bytes.
-pub fn room_for_copy(tree: usize, bootargs: usize) -> usize {
+/// How many bytes a copy of `tree` takes at most, with boot arguments and [`EfiTables`] of so many bytes.
+pub fn room_for_copy(tree: usize, bootargs: usize, tables: usize) -> usize {
     // Names and headers of a few properties beside the values.
-    tree + bootargs + MAX_RANGES * 2 * size_of::<u64>() + 512
+    tree + bootargs + tables + MAX_RANGES * 2 * size_of::<u64>() + 1024
 }
 
 /// Writes a copy of `tree` with what firmware says into `copy`, and returns the copy's size in bytes.
@@ -183,6 +206,9 @@ pub fn write(tree: &[u8], handover: &Handover<'_>, copy: &mut [u8]) -> Result<us
     if let Some(initrd) = handover.initrd {
         set(&mut chosen, "linux,initrd-start", initrd.start.get())?;
         set(&mut chosen, "linux,initrd-end", initrd.end.get())?;
+    }
+    if let Some(tables) = handover.tables {
+        tables.write(&mut chosen)?;
     }
     dt::total_size(copy.data_mut()).map_err(HandoverError::Tree)
 }
@@ -229,7 +255,8 @@ fn encode_memory(
     Ok(reg)
 }
 
-fn set<B: FdtBuffer>(
+/// Gives a node a property, or its property another value.
+pub(crate) fn set<B: FdtBuffer>(
     node: &mut FdtNodeMut<'_, B>,
     name: &str,
     value: impl ToPropertyValue,

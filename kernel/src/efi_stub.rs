@@ -4,6 +4,9 @@
 //! with a status where the kernel can't be started, until boot services are left; nothing can fail after that. The
 //! Image has been relocated to where it runs (efi.S), and is relocated once more to its high address.
 
+#[cfg(feature = "efi")]
+mod runtime;
+
 use core::ffi::c_void;
 use core::fmt::{self, Write};
 use core::mem::size_of;
@@ -94,19 +97,26 @@ impl Firmware {
 
         let (size, descriptor_size) = self.size_of_memory_map()?;
         let map = self.allocate(size + NEW_DESCRIPTORS * descriptor_size)?;
-        let copy = self.allocate(efi_boot::room_for_copy(tree.len(), bootargs.len()))?;
+        let copy = self.allocate(efi_boot::room_for_copy(tree.len(), bootargs.len(), 0))?;
+        #[cfg(feature = "efi")]
+        let mut runtime = runtime::Services::find(self, tree, bootargs, map.len())?;
         let _ = writeln!(self.console(), "EFI stub: leaving boot services");
         for _ in 0..ATTEMPTS {
             // From here on, firmware may answer these two calls only.
             let (memory, key) = self.memory_map(map)?;
-            let size = efi_boot::write(tree, &Handover { bootargs, initrd, memory }, copy)?;
-            // SAFETY: this is what it is for. With success nothing of the firmware runs any more.
+            let handover = Handover { bootargs, initrd, memory, tables: None };
+            let size = efi_boot::write(tree, &handover, copy)?;
+            // SAFETY: this is what it is for. With success no more than the runtime services is left of the firmware.
             match unsafe { ((*self.boot()).exit_boot_services)(self.image, key) } {
                 Status::SUCCESS => {
-                    let copy = PhysAddr::new(copy.as_ptr() as u64);
+                    let copy = &copy[..size];
+                    // There is nobody left to hear of an error.
+                    #[cfg(feature = "efi")]
+                    let copy = runtime.hand_over(tree, handover).unwrap_or(copy);
+                    let start = PhysAddr::new(copy.as_ptr() as u64);
                     // SAFETY: UEFI has all memory mapped to itself, and runs applications on the one CPU that runs. The
                     // tree says what memory is the kernel's.
-                    unsafe { boot::enter_from_firmware(copy, size as u64) }
+                    unsafe { boot::enter_from_firmware(start, copy.len() as u64) }
                 }
                 // The map has changed since.
                 Status::INVALID_PARAMETER => {}
@@ -148,14 +158,19 @@ impl Firmware {
         Ok(unsafe { slice::from_raw_parts_mut(start.as_ptr(), pages * EFI_PAGE as usize) })
     }
 
-    fn device_tree(&self) -> Result<&'static [u8], Failure> {
+    /// The table with this GUID in the configuration table.
+    fn table(&self, guid: Guid) -> Option<*const u8> {
         // SAFETY: firmware gave the system table.
         let (tables, count) =
             unsafe { ((*self.system).configuration_table, (*self.system).number_of_table_entries) };
         // SAFETY: so many are there.
         let mut tables = (0..count).map(|index| unsafe { &*tables.add(index) });
-        let table = tables.find(|table| table.vendor_guid == DTB_TABLE_GUID).ok_or(Failure::NoDeviceTree)?;
-        let start = table.vendor_table.cast::<u8>().cast_const();
+        let table = tables.find(|table| table.vendor_guid == guid)?;
+        Some(table.vendor_table.cast::<u8>().cast_const()).filter(|table| !table.is_null())
+    }
+
+    fn device_tree(&self) -> Result<&'static [u8], Failure> {
+        let start = self.table(DTB_TABLE_GUID).ok_or(Failure::NoDeviceTree)?;
         // SAFETY: firmware says that a device tree is there, which is not shorter than its header, nor than that says; and
         // nothing changes it.
         unsafe {
@@ -258,7 +273,7 @@ impl Firmware {
         };
         check("GetMemoryMap", status)?;
         let bytes = buffer.get(..size).ok_or(Failure::Call("GetMemoryMap", Status::BAD_BUFFER_SIZE))?;
-        Ok((MemoryMap::new(bytes, descriptor_size)?, key))
+        Ok((MemoryMap::new(bytes, descriptor_size, version)?, key))
     }
 }
 

@@ -16,6 +16,7 @@
 pub mod bootargs;
 pub mod dt;
 pub mod efi_boot;
+pub mod efi_tables;
 pub mod glob;
 pub mod memblock;
 pub mod platform;

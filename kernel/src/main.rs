@@ -28,6 +28,8 @@ mod boot;
 mod console;
 #[cfg(target_os = "none")]
 mod cpu;
+#[cfg(all(target_os = "none", feature = "efi"))]
+mod efi_runtime;
 #[cfg(target_os = "none")]
 mod efi_stub;
 #[cfg(target_os = "none")]

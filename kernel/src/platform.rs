@@ -6,6 +6,8 @@ use core::fmt;
 use arch::PhysAddr;
 use arrayvec::ArrayVec;
 
+use crate::efi_tables::EfiTables;
+
 /// The most CPUs that are started; further ones stay off, with a warning.
 pub const MAX_CPUS: usize = 8;
 /// The most separate ranges of RAM, or of reservations, that a description may have.
@@ -87,6 +89,8 @@ pub struct Platform<'a> {
     pub bootargs: &'a str,
     /// The initial RAM disk, where the boot loader gave one.
     pub initrd: Option<PhysRange>,
+    /// What EFI firmware has left, where the kernel was started by one.
+    pub efi: Option<EfiTables<'a>>,
     /// The first [`MAX_CPUS`] CPUs in the tree's order. No two have the same affinity.
     pub cpus: ArrayVec<Cpu, MAX_CPUS>,
     /// How many CPUs the tree describes in all, without those that it says are disabled or broken.

@@ -3,10 +3,12 @@
 use core::sync::atomic::{AtomicBool, Ordering};
 
 use arch::VirtAddr;
-use arch::aarch64::trap::{OVERFLOW_FLAG, STACK_SIZE, TrapFrame};
+use arch::aarch64::trap::{EL1H_MASKED, OVERFLOW_FLAG, STACK_SIZE, TrapFrame};
 use arch::esr::{Esr, ExceptionClass};
 use kernel::platform::MAX_CPUS;
 
+#[cfg(feature = "efi")]
+use crate::efi_runtime;
 use crate::{backtrace, cpu, gic, image, panic};
 
 /// The vectors, in order; each source has four kinds.
@@ -15,9 +17,6 @@ const KINDS: [&str; 4] = ["synchronous exception", "IRQ", "FIQ", "SError"];
 const EL1_SYNC: u64 = 4;
 const EL1_IRQ: u64 = 5;
 const EL0_SYNC: u64 = 8;
-
-/// SPSR_EL1: EL1 with its own stack pointer, D, A, I and F masked.
-const EL1H_MASKED: u64 = 0x3c5;
 
 static IN_INTERRUPT: [AtomicBool; MAX_CPUS] = [const { AtomicBool::new(false) }; MAX_CPUS];
 
@@ -30,6 +29,9 @@ pub(crate) fn in_interrupt() -> bool {
 #[unsafe(no_mangle)]
 extern "C" fn pleat_trap(frame: &mut TrapFrame, vector: u64) {
     match vector {
+        // Its stack may have run out too.
+        #[cfg(feature = "efi")]
+        _ if vector & !OVERFLOW_FLAG == EL1_SYNC && efi_runtime::give_up(frame) => {}
         EL1_SYNC => {
             // A call to what can't be executed faults at its target; the listed instruction is where it returns to.
             let fetch = Esr::new(frame.esr).class() == ExceptionClass::InstructionAbortSame;

@@ -19,10 +19,14 @@ use core::ptr::NonNull;
 use core::sync::atomic::{AtomicUsize, Ordering};
 
 use arch::aarch64::hardware::{Hardware, ImageWindow, LinearMap, linear};
+#[cfg(feature = "efi")]
+use arch::aarch64::trap::STACK_SIZE;
 use arch::aarch64::{boot, daif, probe};
 use arch::esr::Esr;
 use arch::{Granule, MemoryType, PhysAddr, TableFrame, VirtAddr};
 use kernel::memblock::{self, MemBlock};
+#[cfg(feature = "efi")]
+use kernel::platform::MAX_CPUS;
 use kernel::platform::PhysRange;
 use mm::{KernelProt, MapError, Mapping, Mm, TableAlloc, create_pgd_mapping};
 use spin::{Mutex, Once};
@@ -357,6 +361,19 @@ pub(crate) fn map_stacks(index: usize) -> Result<VirtAddr, MapError> {
     Ok(VirtAddr::new(area))
 }
 
+/// Maps the stack of EFI runtime services, of [`STACK_SIZE`] bytes behind those of the CPUs, and returns its lowest address.
+/// For good.
+///
+/// # Errors
+/// Where there is no memory.
+#[cfg(feature = "efi")]
+pub(crate) fn map_efi_stack() -> Result<VirtAddr, MapError> {
+    let va = VirtAddr::new(stack_area(MAX_CPUS) + StackArea::STACK);
+    let pa = memory::alloc_for_good((STACK_SIZE / PAGE).ilog2() as u8).ok_or(MapError::OutOfTables(va))?;
+    map(&Mapping { va, pa, size: STACK_SIZE, prot: KernelProt::ReadWrite, memory: MemoryType::Normal })?;
+    Ok(va)
+}
+
 /// Maps `size` bytes of physical memory at `va` in the heap's window.
 ///
 /// # Errors
@@ -406,7 +423,19 @@ mod windows {
             let area = stack_area(index);
             within(start, end, area + StackArea::OVERFLOW..area + StackArea::GUARD)
                 || within(start, end, area + StackArea::STACK..area + StackArea::SIZE)
-        })
+        }) || in_efi_stack(start, end)
+    }
+
+    #[cfg(feature = "efi")]
+    fn in_efi_stack(start: u64, end: u64) -> bool {
+        let area = stack_area(MAX_CPUS);
+        crate::efi_runtime::services().is_some()
+            && within(start, end, area + StackArea::STACK..area + StackArea::SIZE)
+    }
+
+    #[cfg(not(feature = "efi"))]
+    fn in_efi_stack(_: u64, _: u64) -> bool {
+        false
     }
 
     pub(crate) fn in_heap(start: u64, end: u64) -> bool {

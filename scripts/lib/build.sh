@@ -1,18 +1,35 @@
 # shellcheck shell=bash
 # Building the kernel and its flat Image. Sourced after toolchain.sh.
 
-# build_image VARIANT: VARIANT is selftest (the default features) or bare (none). Leaves
-# OUT_DIR/VARIANT/Image and, with its symbols, OUT_DIR/VARIANT/Image.elf. False where the build fails.
+# build_image VARIANT: VARIANT is selftest (the default features), bare (none) or fault-injection (the default ones, and
+# that). Leaves OUT_DIR/VARIANT/Image and, with its symbols, OUT_DIR/VARIANT/Image.elf. False where the build fails.
 build_image() {
     local variant=$1 directory=$OUT_DIR/$1
     local -a features=()
-    [[ $variant == selftest ]] || features=(--no-default-features)
+    case $variant in
+        bare) features=(--no-default-features) ;;
+        fault-injection) features=(--features fault-injection) ;;
+    esac
     kernel_cargo build --package pleat-kernel --bin pleat --release "${features[@]}" >&2 || return
     mkdir -p "$directory" || return
     # Next to their final names first: a boot that is running must not see half a file.
     cp "$TARGET_DIR/$KERNEL_TARGET/release/pleat" "$directory/Image.elf.new" &&
         "$OBJCOPY" -O binary "$directory/Image.elf.new" "$directory/Image.new" &&
         mv "$directory/Image.elf.new" "$directory/Image.elf" && mv "$directory/Image.new" "$directory/Image"
+}
+
+# build_gate: leaves the assembly of two calls of mm in OUT_DIR/gate/with-efi.s and without-efi.s. False where a build fails.
+build_gate() {
+    local directory=$OUT_DIR/gate name
+    mkdir -p "$directory" || return
+    for name in with without; do
+        local -a features=()
+        [[ $name == without ]] || features=(--features efi)
+        # Where cargo finds it fresh it is not written again, so it stays.
+        kernel_cargo rustc --package pleat-gate --lib --release "${features[@]}" \
+            -- -C debuginfo=0 "--emit=asm=$directory/$name-efi.s" >&2 || return
+        [[ -s $directory/$name-efi.s ]] || return
+    done
 }
 
 # image_bytes VARIANT: prints the size of the file.

@@ -164,6 +164,35 @@ pub unsafe fn load_user_root(root: PhysAddr, asid: Asid) {
     barrier::isb();
 }
 
+/// What TTBR0 held, table and ASID, to be put back.
+#[must_use]
+#[derive(Debug)]
+pub struct UserRoot(u64);
+
+/// As [`load_user_root`], whatever TTBR0 holds, which is returned.
+///
+/// # Safety
+/// As for [`load_user_root`], until [`restore_user_root`] was called on this CPU, which must be before anything else loads
+/// or unloads a root.
+pub unsafe fn replace_user_root(root: PhysAddr, asid: Asid) -> UserRoot {
+    let old;
+    // SAFETY: reading it has no effect.
+    unsafe { asm!("mrs {}, ttbr0_el1", out(reg) old, options(nomem, nostack, preserves_flags)) };
+    // SAFETY: the caller's contract.
+    unsafe { load_user_root(root, asid) };
+    UserRoot(old)
+}
+
+/// Puts back what [`replace_user_root`] took away.
+///
+/// # Safety
+/// It must be of this CPU, on which no context switch came in between.
+pub unsafe fn restore_user_root(UserRoot(root): UserRoot) {
+    // SAFETY: what it translates by was there before. The ASID is still this CPU's: a rollover keeps those that CPUs use.
+    unsafe { asm!("msr ttbr0_el1, {}", in(reg) root, options(nostack, preserves_flags)) };
+    barrier::isb();
+}
+
 /// Makes TTBR0 translate nothing, with ASID 0. `image_offset` is as for [`load_kernel_root`].
 pub fn unload_user_root(image_offset: u64) {
     let table = &raw const empty_table as u64 - image_offset;

@@ -12,6 +12,9 @@ pub const STACK_SIZE: u64 = 1 << STACK_SHIFT;
 /// Added to the vector number where the frame was saved to the overflow stack.
 pub const OVERFLOW_FLAG: u64 = 0x100;
 
+/// SPSR_EL1: EL1 with its own stack pointer, D, A, I and F masked.
+pub const EL1H_MASKED: u64 = 0x3c5;
+
 /// What the entry code knows of its CPU, through TPIDR_EL1. The kernel owns one for each CPU.
 #[repr(C)]
 #[derive(Debug)]

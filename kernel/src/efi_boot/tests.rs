@@ -28,7 +28,7 @@ fn range(start: u64, size: u64) -> PhysRange {
 }
 
 fn usable(descriptor_size: usize, entries: &[(u32, u64, u64)]) -> Vec<PhysRange> {
-    MemoryMap::new(&map(descriptor_size, entries), descriptor_size).unwrap().usable().collect()
+    MemoryMap::new(&map(descriptor_size, entries), descriptor_size, 1).unwrap().usable().collect()
 }
 
 /// The copy of a tree for a machine whose RAM is 64 MiB, with runtime services in the middle.
@@ -39,8 +39,9 @@ fn copy_of(tree: &[u8], bootargs: &str, initrd: Option<PhysRange>) -> Result<Vec
         (CONVENTIONAL_MEMORY, 0x4210_0000, 31 * MIB),
     ];
     let bytes = map(48, &entries);
-    let handover = Handover { bootargs, initrd, memory: MemoryMap::new(&bytes, 48).unwrap() };
-    let mut copy = vec![0xa5; room_for_copy(tree.len(), bootargs.len())];
+    let handover =
+        Handover { bootargs, initrd, memory: MemoryMap::new(&bytes, 48, 1).unwrap(), tables: None };
+    let mut copy = vec![0xa5; room_for_copy(tree.len(), bootargs.len(), 0)];
     let size = write(tree, &handover, &mut copy)?;
     copy.truncate(size);
     Ok(copy)
@@ -68,7 +69,7 @@ fn only_what_is_usable_after_boot_services_is_ram() {
 #[test]
 fn a_map_that_is_none_is_no_ram() {
     for size in [0, 1, 39] {
-        assert_eq!(MemoryMap::new(&[0; 96], size).unwrap_err(), HandoverError::DescriptorSize(size));
+        assert_eq!(MemoryMap::new(&[0; 96], size, 1).unwrap_err(), HandoverError::DescriptorSize(size));
     }
     let beyond = [
         (CONVENTIONAL_MEMORY, u64::MAX - 0xfff, MIB),
@@ -78,7 +79,7 @@ fn a_map_that_is_none_is_no_ram() {
     assert_eq!(usable(48, &beyond), []);
     // The last descriptor is cut off.
     let bytes = map(48, &[(LOADER_DATA, 0, MIB), (LOADER_DATA, MIB, MIB)]);
-    let cut = MemoryMap::new(&bytes[..95], 48).unwrap();
+    let cut = MemoryMap::new(&bytes[..95], 48, 1).unwrap();
     assert_eq!(cut.usable().collect::<Vec<_>>(), [range(0, MIB)]);
 }
 
@@ -116,20 +117,82 @@ fn sizes_of_one_cell_are_written_as_such() {
     assert_eq!(memory.as_slice(), [range(0x4000_0000, 32 * MIB), range(0x4210_0000, 31 * MIB)]);
 }
 
+/// What a firmware with everything leaves.
+const TABLES: EfiTables<'static> = EfiTables {
+    set_virtual_address_map: Some(0),
+    memory_map: &[1; 96],
+    descriptor_size: 48,
+    descriptor_version: 1,
+    memory_attributes: Some(&[2; 64]),
+    rt_properties: Some(&[3; 8]),
+    runtime_services: &[4; 136],
+};
+
+/// The copy of a tree with tables, in a buffer that was sized for them.
+fn with_tables(tree: &[u8], tables: EfiTables<'_>) -> Vec<u8> {
+    let bytes = map(40, &[(CONVENTIONAL_MEMORY, 0x4000_0000, MIB)]);
+    let memory = MemoryMap::new(&bytes, 40, 1).unwrap();
+    let handover = Handover { bootargs: "a b", initrd: None, memory, tables: Some(tables) };
+    let parts = [
+        Some(tables.memory_map),
+        tables.memory_attributes,
+        tables.rt_properties,
+        Some(tables.runtime_services),
+    ];
+    let room = parts.into_iter().flatten().map(<[u8]>::len).sum();
+    let mut copy = vec![0xa5; room_for_copy(tree.len(), 3, room)];
+    let size = write(tree, &handover, &mut copy).unwrap();
+    copy.truncate(size);
+    copy
+}
+
+#[test]
+fn tables_go_from_the_stub_to_the_kernel() {
+    let nothing = EfiTables {
+        set_virtual_address_map: None,
+        memory_attributes: None,
+        rt_properties: None,
+        memory_map: &[],
+        runtime_services: &[],
+        ..TABLES
+    };
+    for tables in [TABLES, nothing, EfiTables { set_virtual_address_map: Some(1 << 63 | 3), ..TABLES }] {
+        for tree in [VIRT, NUMA, PI] {
+            assert_eq!(dt::parse(&with_tables(tree, tables)).unwrap().efi, Some(tables));
+        }
+    }
+    assert_eq!(dt::parse(VIRT).unwrap().efi, None, "no firmware");
+}
+
+#[test]
+fn tables_that_are_not_whole_are_refused() {
+    let tree = with_tables(VIRT, TABLES);
+    for property in ["mmap-desc-size", "mmap-desc-ver", "runtime-services"] {
+        let mut tree = tree.clone();
+        let name = format!("pleat,uefi-{property}\0");
+        let at = tree.windows(name.len()).position(|bytes| bytes == name.as_bytes()).unwrap();
+        tree[at] = b'x';
+        let error = dt::parse(&tree).unwrap_err();
+        assert!(
+            matches!(error, DtError::Property { node: "/chosen", property: found } if name.starts_with(found))
+        );
+    }
+}
+
 #[test]
 fn what_cannot_be_written_is_refused() {
     let pieces: Vec<_> =
         (0..=MAX_RANGES as u64).map(|i| (CONVENTIONAL_MEMORY, i * 2 * EFI_PAGE, EFI_PAGE)).collect();
     let bytes = map(40, &pieces);
-    let memory = MemoryMap::new(&bytes, 40).unwrap();
+    let memory = MemoryMap::new(&bytes, 40, 1).unwrap();
     let mut copy = vec![0; 2 << 20];
-    let handover = Handover { bootargs: "", initrd: None, memory };
+    let handover = Handover { bootargs: "", initrd: None, memory, tables: None };
     assert_eq!(write(VIRT, &handover, &mut copy), Err(HandoverError::TooManyRanges));
     // Sizes of one cell, and a range of 4 GiB.
     let large = map(40, &[(CONVENTIONAL_MEMORY, 0, 1 << 32)]);
-    let handover = Handover { memory: MemoryMap::new(&large, 40).unwrap(), ..handover };
+    let handover = Handover { memory: MemoryMap::new(&large, 40, 1).unwrap(), ..handover };
     assert_eq!(write(PI, &handover, &mut copy), Err(HandoverError::Cells));
-    let fits = MemoryMap::new(&bytes[40..], 40).unwrap();
+    let fits = MemoryMap::new(&bytes[40..], 40, 1).unwrap();
     let handover = Handover { memory: fits, ..handover };
     write(VIRT, &handover, &mut copy).unwrap();
     assert_eq!(write(VIRT, &handover, &mut copy[..VIRT.len()]), Err(HandoverError::NoRoom));
@@ -176,6 +239,19 @@ proptest! {
             });
             prop_assert_eq!(ranges.iter().any(|range| range.holds(page)), free);
         }
+    }
+
+    /// Tables of any size fit into the buffer that is sized for them.
+    #[test]
+    fn tables_of_any_size_fit(map in 0_usize..9000, attributes in proptest::option::of(0_usize..9000)) {
+        let bytes = [7; 9000];
+        let tables = EfiTables {
+            memory_map: &bytes[..map],
+            memory_attributes: attributes.map(|size| &bytes[..size]),
+            ..TABLES
+        };
+        let copy = with_tables(VIRT, tables);
+        prop_assert_eq!(dt::parse(&copy).unwrap().efi, Some(tables));
     }
 
     /// A broken tree is refused or copied, without a panic.

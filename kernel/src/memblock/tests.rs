@@ -21,6 +21,7 @@ fn platform(memory: &[(u64, u64)], reserved: &[(u64, u64, bool)]) -> Platform<'s
             .collect(),
         bootargs: "",
         initrd: None,
+        efi: None,
         cpus: ArrayVec::new(),
         cpus_described: 0,
         psci: None,

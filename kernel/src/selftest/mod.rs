@@ -4,6 +4,8 @@ pub(crate) mod harness;
 
 mod bad_ends;
 mod contpte;
+#[cfg(feature = "efi")]
+mod efi;
 mod machine;
 mod mapping;
 mod protection;
@@ -46,6 +48,25 @@ const TESTS: &[Test] = &[
         "contpte.a_block_is_used_while_another_cpu_changes_it",
         contpte::a_block_is_used_while_another_cpu_changes_it,
     ),
+    #[cfg(feature = "efi")]
+    Test::new("efi.regions_are_mapped_as_demanded", efi::regions_are_mapped_as_demanded),
+    #[cfg(feature = "efi")]
+    Test::new("efi.no_block_is_folded", efi::no_block_is_folded),
+    #[cfg(feature = "efi")]
+    Test::new("efi.permissions_hold", efi::permissions_hold),
+    #[cfg(feature = "fault-injection")]
+    Test::new("efi.a_public_call_warns", efi::a_public_call_warns),
+    #[cfg(feature = "efi")]
+    Test::new("efi.variables", efi::variables),
+    #[cfg(feature = "efi")]
+    Test::new("efi.time", efi::time),
+    #[cfg(feature = "efi")]
+    Test::new("efi.calls_come_back", efi::calls_come_back),
+    // The last of them: there are no services after it.
+    #[cfg(feature = "efi")]
+    Test::new("efi.a_crashing_call_comes_back", efi::a_crashing_call_comes_back),
+    #[cfg(feature = "efi")]
+    Test::on_request("efi.reset_system_on_request", efi::reset_system),
     Test::on_request("harness.fails_on_request", bad_ends::fails),
     Test::on_request("harness.panics_on_request", bad_ends::panics),
     Test::on_request("harness.panics_elsewhere_on_request", bad_ends::panics_elsewhere),

@@ -35,7 +35,7 @@ fn load(va: VirtAddr) -> Result<u8, Fault> {
 }
 
 /// Fails the test unless `result` is a translation fault of this access at `va`.
-fn expect_unmapped<T>(result: Result<T, Fault>, va: VirtAddr, what: &str) -> TestResult {
+pub(super) fn expect_unmapped<T>(result: Result<T, Fault>, va: VirtAddr, what: &str) -> TestResult {
     let Err(fault) = result else {
         check!(false, "{what}: {va} is mapped");
         return Ok(());
@@ -51,7 +51,7 @@ fn expect_unmapped<T>(result: Result<T, Fault>, va: VirtAddr, what: &str) -> Tes
 }
 
 /// Fails the test unless `result` is a permission fault at `va`.
-fn expect_forbidden<T>(result: Result<T, Fault>, va: VirtAddr, what: &str) -> TestResult {
+pub(super) fn expect_forbidden<T>(result: Result<T, Fault>, va: VirtAddr, what: &str) -> TestResult {
     let Err(fault) = result else {
         check!(false, "{what}: {va} allowed it");
         return Ok(());

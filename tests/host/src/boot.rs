@@ -37,6 +37,22 @@ pub fn bare_image() -> PathBuf {
     built("bare/Image")
 }
 
+/// The kernel's Image with a self-test that does to `efi_mm` what must never be done.
+///
+/// # Panics
+/// Where it was not built.
+pub fn fault_injection_image() -> PathBuf {
+    built("fault-injection/Image")
+}
+
+/// The assembly of two calls of mm, with the feature `efi` or without it.
+///
+/// # Panics
+/// Where it was not made.
+pub fn gate_assembly(efi: bool) -> PathBuf {
+    built(if efi { "gate/with-efi.s" } else { "gate/without-efi.s" })
+}
+
 fn built(name: &str) -> PathBuf {
     let path = output_directory().join(name);
     assert!(path.exists(), "{} is not there: scripts/test builds it, then runs these tests", path.display());
@@ -164,6 +180,12 @@ impl Outcome {
     /// The lines of the console without carriage returns.
     pub fn lines(&self) -> impl Iterator<Item = &str> {
         self.console.lines().map(|line| line.trim_end_matches('\r'))
+    }
+
+    /// Whether EFI firmware started the kernel.
+    pub fn by_firmware(&self) -> bool {
+        // Behind what firmware does to its screen.
+        self.lines().any(|line| line.ends_with("EFI stub: leaving boot services"))
     }
 
     /// The lines of the console that begin so, without that beginning.

@@ -134,6 +134,11 @@ impl KernelElf {
         found.map(|symbol| symbol.address).ok_or(ImageError::NoSymbol(name))
     }
 
+    /// The names of the symbols that are defined, as they are mangled.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.symbols.iter().map(|symbol| symbol.name.as_str())
+    }
+
     /// The dynamic relocations.
     pub fn relocations(&self) -> &[Relocation] {
         &self.relocations

@@ -2,14 +2,13 @@
 
 use std::fs;
 
-use pleat_host_tests::boot::{Boot, Outcome, Scratch, kernel_image};
+use pleat_host_tests::boot::{Boot, Outcome, Scratch, bare_image, fault_injection_image, kernel_image};
 use pleat_host_tests::suite::Machine;
+use pleat_host_tests::tree::{RAM_BASE, Tree};
 
 /// Asserts that firmware started the kernel, and at which exception level.
 fn was_left(outcome: &Outcome, el: u8) {
-    // Behind what firmware does to its screen.
-    let stub = outcome.lines().filter(|line| line.ends_with("EFI stub: leaving boot services")).count();
-    assert_eq!(stub, 1, "{outcome}");
+    assert!(outcome.by_firmware(), "{outcome}");
     assert!(outcome.console.contains(&format!(" entered at EL{el}, runs at EL1; ")), "{outcome}");
 }
 
@@ -118,4 +117,159 @@ fn without_a_device_tree_the_kernel_says_so_and_goes_back() {
     let said = "pleat: fatal: EFI: the firmware describes its machine by ACPI only; a device tree is needed";
     assert!(outcome.console.contains(said), "{outcome}");
     assert!(!outcome.console.contains("leaving boot services"), "{outcome}");
+}
+
+/// A public function of entries warns about `efi_mm`, and folds nothing there.
+#[test]
+fn a_public_call_on_efi_mm_warns() {
+    for firmware in ["edk2", "u-boot"] {
+        let options = Boot::new().option("--image", fault_injection_image()).option("--firmware", firmware);
+        let outcome = options.option("--args", "selftest=efi.*").run();
+        let report = outcome.passed();
+        assert!(report.names().contains(&"efi.a_public_call_warns"), "{outcome}");
+        assert_eq!(report.skipped().count(), 0, "{outcome}");
+        assert!(
+            outcome.console.contains(" warning: refold was called on efi_mm, in the table at "),
+            "{outcome}"
+        );
+    }
+}
+
+/// Without the feature `efi`, and self-tests, firmware starts the kernel all the same.
+#[test]
+fn without_runtime_services_it_boots_too() {
+    let outcome = Boot::new().option("--image", bare_image()).option("--firmware", "edk2").run();
+    outcome.failed("no summary line was printed (exit status 0)");
+    was_left(&outcome, 1);
+    assert!(outcome.console.contains(" info: nothing to run: "), "{outcome}");
+    assert!(!outcome.console.contains("EFI runtime services"), "{outcome}");
+}
+
+/// The firmware ends the machine, and not the kernel by its own means.
+#[test]
+fn reset_system_ends_the_run() {
+    for firmware in ["edk2", "u-boot"] {
+        let options = Boot::kernel().option("--firmware", firmware);
+        let outcome = options.option("--args", "selftest=efi.reset_system_on_request").run();
+        outcome.failed("no summary line was printed (exit status 0)");
+        let last = outcome.lines().filter(|line| !line.is_empty()).last();
+        assert_eq!(last, Some("# ResetSystem(shutdown)"), "{outcome}");
+    }
+}
+
+/// A memory descriptor: type, first byte, virtual address, pages, attributes.
+type Descriptor = (u32, u64, u64, u64, u64);
+
+const CODE: u32 = 5;
+const DATA: u32 = 6;
+const RUNTIME: u64 = 1 << 63;
+/// An address that is no RAM, and where its region is in `efi_mm`.
+const PA: u64 = 0x4_0000_0000;
+const VA: u64 = 0x2_0000_0000;
+/// Runtime services as a firmware has them: of code, and of data behind it.
+const REGIONS: [Descriptor; 2] =
+    [(CODE, PA, VA, 16, RUNTIME), (DATA, PA + 0x1_0000, VA + 0x1_0000, 16, RUNTIME)];
+
+fn descriptors(descriptors: &[Descriptor]) -> Vec<u8> {
+    let bytes = |&(kind, pa, va, pages, attribute): &Descriptor| {
+        [u64::from(kind), pa, va, pages, attribute].into_iter().flat_map(u64::to_le_bytes)
+    };
+    descriptors.iter().flat_map(bytes).collect()
+}
+
+/// A Memory Attributes Table of one entry.
+fn attributes(version: u32, entry: Descriptor) -> Vec<u8> {
+    let header = [version, 1, 40, 0].into_iter().flat_map(u32::to_le_bytes);
+    header.chain(descriptors(&[entry])).collect()
+}
+
+/// A table of runtime services, all at one address.
+fn services(va: u64) -> Vec<u8> {
+    let header = [0_u32, 136, 0, 0].into_iter().flat_map(u32::to_le_bytes);
+    let bytes = b"RUNTSERV".iter().copied().chain(header);
+    bytes.chain((0..14).flat_map(|_| va.to_le_bytes())).collect()
+}
+
+/// Boots without firmware, with what a firmware might have left in the tree; returns why there are no runtime services.
+fn without_services(property: &str, value: Vec<u8>) -> String {
+    // What the others break is sound, but for the call that there was none of.
+    let tree = Tree::of(&Boot::kernel())
+        .bootargs("selftest=boot.*")
+        .property("/chosen", "pleat,uefi-virtmap-status", 0_u64.to_be_bytes().to_vec())
+        .property("/chosen", "pleat,uefi-mmap", descriptors(&REGIONS))
+        .property("/chosen", "pleat,uefi-mmap-desc-size", 40_u32.to_be_bytes().to_vec())
+        .property("/chosen", "pleat,uefi-mmap-desc-ver", 1_u32.to_be_bytes().to_vec())
+        .property("/chosen", "pleat,uefi-runtime-services", services(VA))
+        .property("/chosen", &format!("pleat,uefi-{property}"), value);
+    let scratch = Scratch::new();
+    let dtb = scratch.write("tree.dtb", &tree.to_dtb());
+    let outcome = Boot::kernel().option("--image-at", "0x40200000").option("--dtb", dtb).run();
+    outcome.passed();
+    let why = outcome.lines().find_map(|line| line.split_once(" warning: no EFI runtime services: "));
+    match why {
+        Some((_, why)) => why.to_owned(),
+        None => {
+            assert!(outcome.console.contains(" info: EFI runtime services: "), "{outcome}");
+            String::new()
+        }
+    }
+}
+
+/// Whatever firmware's tables say: one line, no services, and the rest boots.
+#[test]
+fn bad_tables_are_refused_and_the_rest_boots() {
+    let word = |value: u32| value.to_be_bytes().to_vec();
+    let mut overlapping = REGIONS;
+    overlapping[1].1 = PA + 0xf000;
+    let in_ram = [(CODE, RAM_BASE + (128 << 20), VA, 16, RUNTIME)];
+    let mut unmapped = REGIONS;
+    unmapped[0].2 = 0;
+    let mut twice = REGIONS;
+    twice[1].2 = VA + 0xf000;
+    let outside = (CODE, PA + 0xf000, 0, 2, RUNTIME);
+    for (property, value, why) in [
+        ("mmap", descriptors(&REGIONS), ""),
+        (
+            "mmap",
+            descriptors(&REGIONS)[..79].to_vec(),
+            "EFI memory map: 79 bytes are no whole descriptors of 40",
+        ),
+        ("mmap", Vec::new(), "EFI memory map: 0 bytes are no whole descriptors of 40"),
+        ("mmap", descriptors(&overlapping), "EFI memory map: regions overlap: "),
+        ("mmap", descriptors(&in_ram), "EFI memory map: a runtime region is in the kernel's RAM: "),
+        ("mmap", descriptors(&unmapped), "EFI runtime services table: "),
+        ("mmap", descriptors(&twice), "0x20000f000 is mapped already in efi_mm"),
+        ("mmap-desc-size", word(0), "EFI memory map: a descriptor can't have 0 bytes"),
+        ("mmap-desc-size", word(u32::MAX), "EFI memory map: a descriptor can't have 4294967295 bytes"),
+        ("mmap-desc-ver", word(2), "EFI memory map: descriptors of version 2 are not known"),
+        (
+            "virtmap-status",
+            (1_u64 << 63 | 2).to_be_bytes().to_vec(),
+            "SetVirtualAddressMap failed: status 0x8000000000000002",
+        ),
+        ("memattr", attributes(3, REGIONS[0]), "EFI Memory Attributes Table: version 3 is not known"),
+        ("memattr", attributes(1, outside), "EFI Memory Attributes Table: an entry is in no runtime region"),
+        (
+            "memattr",
+            attributes(2, REGIONS[0])[..55].to_vec(),
+            "EFI Memory Attributes Table: it ends after 55 bytes",
+        ),
+        ("rt-properties", vec![1, 0, 8, 0, 0, 0], "EFI RT_PROPERTIES table: it ends after 6 bytes"),
+        (
+            "runtime-services",
+            services(VA + 0x1_0000),
+            "EFI runtime services table: GetTime at 0x200010000 is in no region",
+        ),
+        (
+            "runtime-services",
+            services(VA)[..100].to_vec(),
+            "EFI runtime services table: it ends after 100 bytes",
+        ),
+    ] {
+        let said = without_services(property, value);
+        assert!(
+            said.starts_with(why) && said.is_empty() == why.is_empty(),
+            "{property}: expected `{why}`: `{said}`"
+        );
+    }
 }

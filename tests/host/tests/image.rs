@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use object::LittleEndian as LE;
 use object::pe;
-use pleat_host_tests::boot::{bare_image, kernel_image};
+use pleat_host_tests::boot::{bare_image, gate_assembly, kernel_image};
 use pleat_host_tests::early;
 use pleat_host_tests::image::{Efi, Header, KernelElf};
 
@@ -137,4 +137,60 @@ fn early_boot_has_no_instruction_that_needs_normal_memory() {
         let violations = early::violations(code);
         assert!(violations.is_empty(), "{violations:#x?}");
     });
+}
+
+/// The Image with default features has `efi_mm` and what calls firmware; the one with none has neither, though it starts as an
+/// EFI application as well.
+#[test]
+fn without_the_feature_there_is_no_efi_mm() {
+    let symbols = |image: PathBuf| {
+        let elf = KernelElf::open(&image.with_extension("elf")).expect("the kernel's ELF file");
+        assert!(elf.symbol("efi_entry").is_ok());
+        let of_the_feature = ["efi_mm", "EFI_MM", "EfiMm", "efi_runtime", "efi_call", "warn_efi"];
+        let names = elf.names().filter(|name| of_the_feature.iter().any(|part| name.contains(part)));
+        names.map(str::to_owned).collect::<Vec<_>>()
+    };
+    assert!(symbols(kernel_image()).len() > 3, "{:?}", symbols(kernel_image()));
+    assert_eq!(symbols(bare_image()), [""; 0]);
+}
+
+/// The instructions of a function of `pleat-mm` in assembly, without labels and directives.
+fn instructions<'a>(assembly: &'a str, name: &str) -> Vec<&'a str> {
+    let begins = |line: &str| line.starts_with("_ZN8pleat_mm") && line.contains(name) && line.ends_with(':');
+    let body = assembly.lines().skip_while(|line| !begins(line)).skip(1);
+    let body = body.take_while(|line| !line.starts_with(".Lfunc_end"));
+    let body = body.map(str::trim).filter(|line| !line.starts_with('.') && !line.ends_with(':'));
+    let body: Vec<_> = body.collect();
+    assert!(!body.is_empty(), "no function {name}");
+    body
+}
+
+/// What the feature costs is one comparison in each public function, for the warning; without it neither that nor anything
+/// else of `efi_mm` is in the machine code of the calls and of the gate.
+#[test]
+fn without_the_feature_the_gate_does_not_check() {
+    let assembly = |efi| fs::read_to_string(gate_assembly(efi)).expect("the assembly");
+    let (with, without) = (assembly(true), assembly(false));
+    let efi = |assembly: &str| {
+        assembly.lines().filter(|line| line.contains("efi")).map(str::to_owned).collect::<Vec<_>>()
+    };
+    assert_eq!(efi(&without), [""; 0]);
+    assert!(!efi(&with).is_empty());
+    for function in ["4ptep7set_pte17h", "7contpte6refold17h"] {
+        let (with, without) = (instructions(&with, function), instructions(&without, function));
+        let warns = |body: &[&str]| {
+            body.iter().filter(|line| line.starts_with("b") && line.contains("warn_efi")).count()
+        };
+        assert_eq!((warns(&with), warns(&without)), (1, 0), "{function}: {with:#?}");
+        assert!(
+            without.len() + 3 <= with.len(),
+            "{function}: {} and {} instructions",
+            without.len(),
+            with.len()
+        );
+    }
+    // The gate itself: one pointer that is null or not, in place of a kind that is read and compared.
+    let (with, without) =
+        (instructions(&with, "7contpte4fold17h"), instructions(&without, "7contpte4fold17h"));
+    assert!(without.len() <= with.len(), "fold: {} and {} instructions", without.len(), with.len());
 }

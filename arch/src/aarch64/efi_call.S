@@ -1,0 +1,93 @@
+// A call of EFI runtime services: by the procedure call standard, on a stack of its own, and back even where it faults.
+
+.section .text.efi_call, "ax"
+.arch_extension fp
+.arch_extension simd
+
+.macro all_of_simd instruction
+        \instruction    q0, q1, [sp, #0x000]
+        \instruction    q2, q3, [sp, #0x020]
+        \instruction    q4, q5, [sp, #0x040]
+        \instruction    q6, q7, [sp, #0x060]
+        \instruction    q8, q9, [sp, #0x080]
+        \instruction    q10, q11, [sp, #0x0a0]
+        \instruction    q12, q13, [sp, #0x0c0]
+        \instruction    q14, q15, [sp, #0x0e0]
+        \instruction    q16, q17, [sp, #0x100]
+        \instruction    q18, q19, [sp, #0x120]
+        \instruction    q20, q21, [sp, #0x140]
+        \instruction    q22, q23, [sp, #0x160]
+        \instruction    q24, q25, [sp, #0x180]
+        \instruction    q26, q27, [sp, #0x1a0]
+        \instruction    q28, q29, [sp, #0x1c0]
+        \instruction    q30, q31, [sp, #0x1e0]
+.endm
+
+// efi_call(x0 = function, x1 = six arguments, x2 = one past the top of the stack, x3 = the outcome).
+.global efi_call
+efi_call:
+        stp     x29, x30, [sp, #-0x90]!
+        mov     x29, sp
+        stp     x19, x20, [sp, #0x10]
+        stp     x21, x22, [sp, #0x20]
+        stp     x23, x24, [sp, #0x30]
+        stp     x25, x26, [sp, #0x40]
+        stp     x27, x28, [sp, #0x50]
+        mrs     x9, daif
+        mrs     x10, cpacr_el1
+        stp     x9, x10, [sp, #0x60]
+        str     x3, [sp, #0x70]
+
+        // Firmware may use FP and SIMD registers, which are a process's.
+        orr     x10, x10, #(3 << 20)            // FPEN
+        msr     cpacr_el1, x10
+        isb
+        mrs     x9, fpcr
+        mrs     x10, fpsr
+        stp     x9, x10, [sp, #0x80]
+        sub     sp, sp, #0x200
+        all_of_simd stp
+
+        // The top of the stack keeps this one's pointer, for both ways back.
+        mov     x9, sp
+        str     x9, [x2, #-16]!
+        mov     sp, x2
+        mov     x16, x0
+        mov     x17, x1
+        ldp     x0, x1, [x17]
+        ldp     x2, x3, [x17, #16]
+        ldp     x4, x5, [x17, #32]
+        blr     x16
+        mov     x1, xzr                         // it has returned
+        b       1f
+
+// Where a fault in between goes on: x0 = ESR_EL1, never 0, x1 = the same, x2 = FAR_EL1, x3 = ELR_EL1, x9 = the top of the
+// stack less 16.
+.global efi_call_aborted
+efi_call_aborted:
+        mov     sp, x9
+
+1:      ldr     x9, [sp]
+        mov     sp, x9
+        all_of_simd ldp
+        add     sp, sp, #0x200
+        ldp     x9, x10, [sp, #0x80]
+        msr     fpcr, x9
+        msr     fpsr, x10
+        ldr     x9, [sp, #0x70]
+        stp     x0, x1, [x9]
+        stp     x2, x3, [x9, #16]
+        ldp     x9, x10, [sp, #0x60]
+        msr     cpacr_el1, x10
+        isb
+        msr     daif, x9
+        ldp     x19, x20, [sp, #0x10]
+        ldp     x21, x22, [sp, #0x20]
+        ldp     x23, x24, [sp, #0x30]
+        ldp     x25, x26, [sp, #0x40]
+        ldp     x27, x28, [sp, #0x50]
+        ldp     x29, x30, [sp], #0x90
+        ret
+
+.arch_extension nosimd
+.arch_extension nofp
