@@ -19,6 +19,7 @@ use arch::{MemoryType, Mmu, PhysAddr, PteFlags, PteValue, TableFrame, VirtAddr};
 
 use crate::counters::Counters;
 use crate::pgd::{BadRange, OutOfTables, Request, check_range, create_pgd_mapping_locked};
+use crate::ptdump::{Marker, Ptdump};
 use crate::ptep::{self, Busy, LocklessGuard};
 use crate::raw::{__ptep_get, __set_pte, Ptep};
 use crate::{Leaf, Mm, TableAlloc, tlb};
@@ -305,6 +306,14 @@ impl<'m, M: Mmu> EfiMm<'m, M> {
         visit: impl FnMut(Leaf) -> ControlFlow<B>,
     ) -> ControlFlow<B> {
         self.0.walk(va, size, visit)
+    }
+
+    /// What is mapped, in the style of ptdump: see [`Mm::ptdump`].
+    ///
+    /// # Panics
+    /// As [`Mm::ptdump`].
+    pub fn ptdump<'a>(&'a self, markers: &'a [Marker<'a>], guard: &'a LocklessGuard) -> Ptdump<'a, 'm, M> {
+        self.0.ptdump(markers, guard)
     }
 
     /// Where the valid entry of the page at `va` is.

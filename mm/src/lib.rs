@@ -12,6 +12,7 @@ mod guard;
 mod icache;
 mod mm_struct;
 pub mod pgd;
+pub mod ptdump;
 pub mod pte;
 pub mod ptep;
 mod raw;

@@ -146,14 +146,19 @@ impl<'m, M: Mmu> Mm<'m, M> {
         Table::new(&self.mmu, self.root)
     }
 
-    /// Whether the `size` bytes at `va` lie in the half of the address space that this mm translates.
-    pub(crate) fn covers(&self, va: VirtAddr, size: u64) -> bool {
-        let half = match self.kind {
+    /// The first address of the half of the address space that this mm translates: 2^[`VA_BITS`] bytes.
+    pub(crate) fn first_address(&self) -> VirtAddr {
+        VirtAddr::new(match self.kind {
             Kind::User { .. } => 0,
-            Kind::Kernel => u64::MAX >> VA_BITS,
+            Kind::Kernel => u64::MAX << VA_BITS,
             #[cfg(feature = "efi")]
             Kind::Efi { .. } => 0,
-        };
+        })
+    }
+
+    /// Whether the `size` bytes at `va` lie in the half of the address space that this mm translates.
+    pub(crate) fn covers(&self, va: VirtAddr, size: u64) -> bool {
+        let half = self.first_address().get() >> VA_BITS;
         let Some(last) = va.get().checked_add(size - 1) else { return false };
         va.get() >> VA_BITS == half && last >> VA_BITS == half
     }

@@ -552,12 +552,17 @@ pub fn pte_batch<M: Mmu>(guard: &PteGuard<'_, '_, M>, va: VirtAddr, most: usize)
     most
 }
 
-/// What a reader without the lock has: interrupts are masked on its CPU, so that no table that it reads is freed.
+/// What a reader without the lock has: no table that it reads is freed.
 pub struct LocklessGuard(());
 
 impl LocklessGuard {
-    /// Whoever makes it masks interrupts for as long as it lives.
+    /// Since interrupts are masked on this CPU: by whoever makes it, for as long as it lives.
     pub const fn interrupts_masked() -> Self {
+        Self(())
+    }
+
+    /// Since whoever makes it only reads address spaces whose tables are never freed, as are those of `init_mm` and `efi_mm`.
+    pub const fn tables_stay() -> Self {
         Self(())
     }
 }
