@@ -17,7 +17,7 @@ use crate::efi_runtime;
 use crate::image::Image;
 use crate::panic::fatal;
 use crate::vm::{GRANULE, PAGE};
-use crate::{console, cpu, features, gic, memory, psci, smp, timer, vm};
+use crate::{console, cpu, features, gic, memory, psci, ptdump, smp, timer, vm};
 
 /// Ends the boot with the error's own sentence.
 trait OrFatal<T> {
@@ -71,6 +71,9 @@ extern "C" fn pleat_primary(device_tree: u64, image: u64, entered_at: u64, start
     }
 
     report_cost(&memblock, found, start);
+    if let Some(tables) = arguments.ptdump {
+        ptdump::run(tables);
+    }
     run(&platform, &memblock, &arguments)
 }
 

@@ -27,6 +27,17 @@ pub enum Bench {
     Ptep,
 }
 
+/// Whose page tables are dumped.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Ptdump {
+    /// The kernel's.
+    InitMm,
+    /// The firmware's.
+    EfiMm,
+    /// Both.
+    All,
+}
+
 /// Why a command line is refused, with the word that is to blame.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[non_exhaustive]
@@ -113,6 +124,8 @@ options! {
     "bench": bench: Option<Bench> = None, read_bench, "`ptep`";
     /// `loglevel=`: the least severe messages that are printed.
     "loglevel": log_level: LevelFilter = LevelFilter::Info, read_level, "off, error, warn, info, debug, trace or 0 to 8";
+    /// `ptdump=`: page tables to be printed before anything runs.
+    "ptdump": ptdump: Option<Ptdump> = None, read_ptdump, "`init_mm`, `efi_mm` or `all`";
     /// `selftest=`: `list`, or a pattern. The bare key is the same as none.
     "selftest": selftest: Selftest<'a> = Selftest::All, read_selftest, "`list` or a pattern";
 }
@@ -151,6 +164,15 @@ fn read_level(value: Option<&str>) -> Option<LevelFilter> {
 fn read_bench(value: Option<&str>) -> Option<Option<Bench>> {
     match value? {
         "ptep" => Some(Some(Bench::Ptep)),
+        _ => None,
+    }
+}
+
+fn read_ptdump(value: Option<&str>) -> Option<Option<Ptdump>> {
+    match value? {
+        "init_mm" => Some(Some(Ptdump::InitMm)),
+        "efi_mm" => Some(Some(Ptdump::EfiMm)),
+        "all" => Some(Some(Ptdump::All)),
         _ => None,
     }
 }
@@ -301,6 +323,25 @@ mod tests {
             let error = BootArgs::parse(word).unwrap_err();
             assert_eq!(error, BootArgsError::InvalidValue { word, expected: "`ptep`" });
         }
+    }
+
+    #[test]
+    fn page_tables_are_dumped_by_name() {
+        for (line, ptdump) in [
+            ("", None),
+            ("ptdump=init_mm", Some(Ptdump::InitMm)),
+            ("ptdump=efi_mm", Some(Ptdump::EfiMm)),
+            ("ptdump=all", Some(Ptdump::All)),
+        ] {
+            assert_eq!(parse(line).ptdump, ptdump, "{line}");
+        }
+        for word in ["ptdump", "ptdump=", "ptdump=init", "ptdump=init_mm,efi_mm", "ptdump=All"] {
+            let error = BootArgs::parse(word).unwrap_err();
+            let expected = "`init_mm`, `efi_mm` or `all`";
+            assert_eq!(error, BootArgsError::InvalidValue { word, expected });
+        }
+        let twice = BootArgs::parse("ptdump=init_mm ptdump=all").unwrap_err();
+        assert_eq!(twice, BootArgsError::Conflict("ptdump=all"));
     }
 
     /// What the Raspberry Pi's firmware and Debian's boot loaders add.

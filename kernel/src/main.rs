@@ -50,6 +50,8 @@ mod memory;
 mod panic;
 #[cfg(target_os = "none")]
 mod psci;
+#[cfg(target_os = "none")]
+mod ptdump;
 #[cfg(all(target_os = "none", feature = "selftest"))]
 mod selftest;
 #[cfg(target_os = "none")]

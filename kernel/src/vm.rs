@@ -18,7 +18,7 @@ use core::ops::Range;
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicUsize, Ordering};
 
-use arch::aarch64::hardware::{Hardware, ImageWindow, LinearMap, linear};
+use arch::aarch64::hardware::{Hardware, ImageWindow, LINEAR_BASE, LinearMap, linear};
 #[cfg(feature = "efi")]
 use arch::aarch64::trap::STACK_SIZE;
 use arch::aarch64::{boot, daif, probe};
@@ -28,6 +28,7 @@ use kernel::memblock::{self, MemBlock};
 #[cfg(feature = "efi")]
 use kernel::platform::MAX_CPUS;
 use kernel::platform::PhysRange;
+use mm::ptdump::Marker;
 use mm::{KernelProt, MapError, Mapping, Mm, TableAlloc, create_pgd_mapping};
 use spin::{Mutex, Once};
 
@@ -45,6 +46,18 @@ const DEVICE_WINDOW: Range<u64> = 0xffff_8000_8000_0000..0xffff_8000_c000_0000;
 const STACK_WINDOW: u64 = 0xffff_8000_c000_0000;
 /// Where the heap is, once it has grown so far.
 pub(crate) const HEAP_WINDOW: Range<u64> = 0xffff_8001_0000_0000..0xffff_8011_0000_0000;
+
+/// The windows, for a dump of the tables.
+pub(crate) const MARKERS: &[Marker<'_>] = &[
+    Marker { start: VirtAddr::new(LINEAR_BASE), name: "linear map" },
+    Marker { start: VirtAddr::new(boot::IMAGE_BASE), name: "Image" },
+    Marker { start: VirtAddr::new(FDT_WINDOW), name: "device tree" },
+    Marker { start: VirtAddr::new(DEVICE_WINDOW.start), name: "devices" },
+    Marker { start: VirtAddr::new(STACK_WINDOW), name: "stacks" },
+    Marker { start: VirtAddr::new(HEAP_WINDOW.start), name: "heap" },
+    #[cfg(feature = "selftest")]
+    Marker { start: VirtAddr::new(SCRATCH_WINDOW), name: "self-tests" },
+];
 
 /// Blocks that begin at the same offset in both address spaces fit as blocks.
 const CONGRUENCE: u64 = 2 << 20;

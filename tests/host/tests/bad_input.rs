@@ -215,6 +215,7 @@ fn boot_arguments_that_cannot_be_read() {
     refused("selftest=", "selftest=");
     refused("selftest=a selftest=b", "selftest=b");
     refused("selftest=no.such_test", "no.such_test");
+    refused("ptdump=user", "`init_mm`, `efi_mm` or `all`");
     // Bytes that are no text.
     let tree = qemu_tree().property("/chosen", "bootargs", b"loglevel=\xff\xfe\0".to_vec());
     refused_tree(&tree, "bootargs");

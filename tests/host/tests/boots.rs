@@ -1,7 +1,7 @@
 //! The whole suite on the machines that the kernel must run on: each value of each option, and the pairs
 //! that have something to do with each other.
 
-use pleat_host_tests::boot::Scratch;
+use pleat_host_tests::boot::{Boot, Scratch};
 use pleat_host_tests::suite::Machine;
 use pleat_host_tests::tree::RAM_BASE;
 
@@ -94,4 +94,53 @@ fn with_an_initrd() {
     let initrd = scratch.write("initrd", &vec![0xa5; 3_000_001]);
     let machine = Machine { memory: "64M", ..Machine::default() };
     machine.runs_with(|boot| boot.option("--initrd", initrd));
+}
+
+/// In each window what belongs there, in ascending order, and nothing that is writable and executable.
+#[test]
+fn the_kernels_page_tables_are_dumped() {
+    let outcome = Boot::kernel().option("--args", "ptdump=init_mm selftest=boot.*").run();
+    outcome.passed();
+    let dump = outcome.lines().skip_while(|line| *line != "ptdump: init_mm").skip(1);
+    let dump: Vec<_> = dump.take_while(|line| !line.starts_with("ptdump: ")).collect();
+    let (mut window, mut last, mut ranges) = ("", 0, 0);
+    for line in dump {
+        if let Some(name) = line.strip_prefix("---[ ").and_then(|line| line.strip_suffix(" ]---")) {
+            window = name;
+            continue;
+        }
+        let words: Vec<_> = line.split_whitespace().collect();
+        let addresses = words[0].split_once('-').expect("a range");
+        let [start, end] = [addresses.0, addresses.1].map(|address| {
+            let digits = address.strip_prefix("0x").expect("hexadecimal");
+            u64::from_str_radix(digits, 16).expect("an address")
+        });
+        assert!(last <= start && start < end, "{line}\n{outcome}");
+        let has = |word| words.contains(&word);
+        assert!(has("UXN") && has("AF") && !has("USR") && !has("nG") && !has("W+X"), "{line}\n{outcome}");
+        assert!(
+            has("ro") != has("RW") && has("x") != has("NX") && !(has("RW") && has("x")),
+            "{line}\n{outcome}"
+        );
+        assert_eq!(has("BLK"), !has("PTE"), "{line}\n{outcome}");
+        assert_eq!(window == "devices", has("DEVICE/nGnRE"), "{line}\n{outcome}");
+        match window {
+            "Image" | "device tree" => assert!(start >> 40 == 0xffff80, "{line}\n{outcome}"),
+            "linear map" => assert!(has("RW") && has("NX") && start >> 40 == 0xffff00, "{line}\n{outcome}"),
+            _ => assert!(has("RW") && has("NX"), "{line}\n{outcome}"),
+        }
+        (last, ranges) = (end, ranges + 1);
+    }
+    assert!(ranges > 10, "{outcome}");
+    assert!(outcome.lines().any(|line| line == "ptdump: init_mm: 0 KiB W+X"), "{outcome}");
+}
+
+/// There is none yet, and no line in its stead.
+#[test]
+fn without_an_efi_mm_the_dump_says_so() {
+    let outcome = Boot::kernel().option("--args", "ptdump=efi_mm selftest=boot.*").run();
+    outcome.passed();
+    let said = outcome.lines_after("ptdump: ");
+    assert!(matches!(said[..], [line] if line.starts_with("no efi_mm: ")), "{outcome}");
+    assert!(!outcome.console.contains("---["), "{outcome}");
 }
