@@ -27,12 +27,22 @@ write_trampoline() {
     printf "$bytes" >"$1.$$" && mv "$1.$$" "$1"
 }
 
-# esp_of IMAGE: prints the directory that QEMU serves as an EFI system partition.
-esp_of() { echo "$1.esp"; }
+# needs_boot_option: whether it takes more than the Image on a disk.
+needs_boot_option() { [[ $opt_firmware == u-boot && -n $opt_initrd ]]; }
+
+# esp_of IMAGE: prints the directory that QEMU serves as an EFI system partition. With an initrd it is of this boot alone.
+esp_of() { if needs_boot_option; then echo "$1.esp-$$"; else echo "$1.esp"; fi; }
+
+# remove_esp IMAGE: removes it, where it is of this boot alone.
+remove_esp() { if needs_boot_option; then rm -rf -- "$(esp_of "$1")"; fi; }
 
 # write_esp IMAGE: makes that directory, with the Image where firmware looks on a disk that it does not know.
 write_esp() {
     local directory link
+    if needs_boot_option; then
+        write_initrd_esp "$(esp_of "$1")" "$1" "$opt_initrd"
+        return
+    fi
     directory=$(esp_of "$1")/EFI/BOOT
     link=$directory/BOOTAA64.EFI
     # Of boots side by side the first makes it; the others leave it alone.
@@ -56,7 +66,8 @@ firmware_command() {
     else
         QEMU_COMMAND+=(-bios "$U_BOOT")
         # What QEMU has as -append becomes bootargs in U-Boot's environment, and that the load options, but only beside a
-        # kernel. That is tried first and must be none, so that the disk is next: U-Boot itself is no Image.
+        # kernel. That is tried first and must be none, so that the disk is next: U-Boot itself is no Image. A boot
+        # option has its own load options, here none; the kernel then takes bootargs of the device tree, the same words.
         [[ -z $opt_args ]] || QEMU_COMMAND+=(-kernel "$U_BOOT" -append "$opt_args")
     fi
     # shellcheck disable=SC2054 # commas are QEMU's

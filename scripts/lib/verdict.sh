@@ -37,9 +37,9 @@ verdict() {
 
     exec {console}< <(exec "${QEMU_COMMAND[@]}" </dev/null 2>&1)
     pid=$!
-    # An interrupted script must not leave its QEMU behind.
+    # An interrupted script must not leave its QEMU behind, nor the disk of it.
     # shellcheck disable=SC2064 # the process of now is meant
-    trap "kill $pid 2>/dev/null" EXIT
+    trap "kill $pid 2>/dev/null; remove_esp ${opt_image@Q}" EXIT
     trap 'exit 130' INT
     trap 'exit 143' TERM
     while true; do
@@ -78,6 +78,7 @@ verdict() {
     wait "$pid" 2>/dev/null
     status=$?
     trap - EXIT INT TERM
+    remove_esp "$opt_image"
     exec {console}<&-
 
     if [[ -n $timed_out ]]; then

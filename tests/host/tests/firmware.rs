@@ -80,21 +80,37 @@ fn the_name_that_a_shell_puts_first_is_none() {
     assert_eq!(outcome.console.matches("unknown boot argument").count(), 1, "{outcome}");
 }
 
+/// By LoadFile2, and beside it the boot arguments.
 #[test]
 fn an_initrd_that_firmware_loads_is_kept() {
     let scratch = Scratch::new();
-    let boot = |bytes: usize| {
-        let initrd = scratch.write("initrd", &vec![0xa5; bytes]);
-        let options = Boot::kernel().option("--firmware", "edk2").option("--args", "selftest=boot.*");
-        let outcome = options.option("--initrd", initrd).run();
-        outcome.passed();
-        was_left(&outcome, 1);
-        let (ram, free) = memory(&outcome);
-        ram - free
-    };
-    // The difference is 31,250 KiB, and what is in pages by and by.
-    let more = boot(33_000_001) - boot(1_000_001);
-    assert!((31_200..31_300).contains(&more), "32 MB more of initrd take {more} KiB");
+    for firmware in ["edk2", "u-boot"] {
+        let boot = |bytes: usize| {
+            let initrd = scratch.write("initrd", &vec![0xa5; bytes]);
+            let options =
+                Boot::kernel().option("--firmware", firmware).option("--args", "selftest=boot.* it's");
+            let outcome = options.option("--initrd", initrd).run();
+            assert!(outcome.passed().names().iter().all(|name| name.starts_with("boot.")), "{outcome}");
+            assert!(outcome.console.contains("unknown boot argument `it's`"), "{outcome}");
+            was_left(&outcome, 1);
+            let (ram, free) = memory(&outcome);
+            ram - free
+        };
+        // The difference is 31,250 KiB, and what is in pages by and by.
+        let more = boot(33_000_001) - boot(1_000_001);
+        assert!((31_200..31_300).contains(&more), "{firmware}: 32 MB more of initrd take {more} KiB");
+    }
+}
+
+/// Else U-Boot would start the next thing that it finds, without the initrd.
+#[test]
+fn an_image_with_an_initrd_that_u_boot_cannot_start_ends_the_boot() {
+    let scratch = Scratch::new();
+    let (image, initrd) = (scratch.write("Image", b"no Image"), scratch.write("initrd", b"initrd"));
+    let options = Boot::new().option("--image", image).option("--initrd", initrd);
+    let outcome = options.option("--firmware", "u-boot").option("--timeout", "60").run();
+    outcome.failed("no summary line was printed (exit status 0)");
+    assert!(outcome.console.contains("poweroff ..."), "{outcome}");
 }
 
 /// What firmware keeps is not RAM for the kernel.
