@@ -1,12 +1,18 @@
 //! Page tables over serial, before anything runs: the boot argument `ptdump=`.
 
 use arch::Mmu;
+#[cfg(feature = "efi")]
+use arch::VirtAddr;
 use kernel::bootargs;
 use log::error;
+#[cfg(feature = "efi")]
+use mm::ptdump::Marker;
 use mm::ptdump::{Line, Ptdump};
 use mm::ptep::LocklessGuard;
 
 use crate::console::println;
+#[cfg(feature = "efi")]
+use crate::efi_runtime;
 use crate::vm;
 
 /// For `init_mm` and `efi_mm`, whose tables are never freed. So interrupts stay unmasked: a UART takes its time.
@@ -22,8 +28,25 @@ pub(crate) fn run(tables: bootargs::Ptdump) {
         }
     }
     if matches!(tables, EfiMm | All) {
-        println!("ptdump: no efi_mm: this kernel makes no EFI runtime calls yet");
+        print_efi_mm();
     }
+}
+
+/// What is writable and executable there is so because firmware says no more of its code.
+#[cfg(feature = "efi")]
+fn print_efi_mm() {
+    match efi_runtime::efi_mm() {
+        Some(efi_mm) => {
+            const MARKERS: &[Marker] = &[Marker { start: VirtAddr::new(0), name: "EFI runtime services" }];
+            print("efi_mm", efi_mm.ptdump(MARKERS, TABLES_STAY));
+        }
+        None => println!("ptdump: no efi_mm: there are no EFI runtime services"),
+    }
+}
+
+#[cfg(not(feature = "efi"))]
+fn print_efi_mm() {
+    println!("ptdump: no efi_mm: this kernel was built without the feature `efi`");
 }
 
 /// Prints a dump line by line, under the name of the address space, and then how many bytes EL1 may write to and execute,

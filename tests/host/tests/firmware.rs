@@ -135,6 +135,25 @@ fn without_a_device_tree_the_kernel_says_so_and_goes_back() {
     assert!(!outcome.console.contains("leaving boot services"), "{outcome}");
 }
 
+/// The dump of `efi_mm` has what the kernel has mapped: 4 KiB pages of the runtime regions.
+#[test]
+fn efi_mm_is_dumped() {
+    for (firmware, attributes) in [("edk2", ["ro", "x"]), ("u-boot", ["RW", "x"])] {
+        let options = Boot::kernel().option("--firmware", firmware);
+        let outcome = options.option("--args", "ptdump=efi_mm selftest=boot.*").run();
+        outcome.passed();
+        let dump = outcome.lines().skip_while(|line| *line != "ptdump: efi_mm");
+        let dump: Vec<_> = dump.take_while(|line| !line.ends_with(" KiB W+X")).collect();
+        assert!(dump.len() > 3, "{outcome}");
+        let ranges = dump.iter().filter(|line| line.starts_with("0x"));
+        let code = ranges.filter(|line| {
+            let words: Vec<_> = line.split_whitespace().collect();
+            words.windows(2).any(|pair| pair == attributes)
+        });
+        assert!(code.count() > 0, "no range is {attributes:?}\n{outcome}");
+    }
+}
+
 /// A public function of entries warns about `efi_mm`, and folds nothing there.
 #[test]
 fn a_public_call_on_efi_mm_warns() {
