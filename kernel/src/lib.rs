@@ -2,7 +2,7 @@
 //! unsafe code and without a heap, tested on the host.
 //!
 //! ```text
-//!  under EFI: memory map, load options, initrd ──▶ efi_boot ──▶ a copy of the
+//!  under EFI: memory map, load options, initrd, tables ──▶ efi_boot, efi_tables ──▶ a copy of the
 //! device tree blob ──▶ dt::parse ──▶ platform::Platform ──┬─▶ bootargs::BootArgs
 //!                                                         ├─▶ memblock::MemBlock ──▶ linear map, frames
 //! Image, blob, initrd: where they are ────────────────────┘

@@ -1,6 +1,7 @@
 //! What the parsers must say of any bytes: accepted is what these definitions accept, and nothing else.
 
 use pleat_efi::memory_attributes::{self, MemoryAttributes};
+use pleat_efi::runtime::RuntimeTable;
 use pleat_efi::{MemoryDescriptor, MemoryMap, RuntimeServices};
 
 use super::tables::{self, CODE, DATA, Region};
@@ -105,6 +106,10 @@ pub fn check(map_bytes: &[u8], size: usize, version: u32, table: &[u8]) -> u8 {
     assert!(map.descriptors().zip(&expected).all(|(found, r)| same(&found, r)));
     assert!(map.runtime().eq(map.descriptors().filter(MemoryDescriptor::is_runtime)));
 
+    let services = RuntimeTable::parse(table, &map, RuntimeServices::all());
+    assert_eq!(services.is_ok(), is_service_table(table, &expected), "{services:?}");
+    let _ = services.is_err_and(|error| says_one_line(&error, 0) == 0);
+
     let attributes = MemoryAttributes::parse(table, map);
     let expected = entries(table, &expected);
     assert_eq!(attributes.is_ok(), expected.is_some(), "{attributes:?}");
@@ -117,6 +122,21 @@ pub fn check(map_bytes: &[u8], size: usize, version: u32, table: &[u8]) -> u8 {
     assert!(attributes.entries().zip(&expected).all(|(found, r)| same(&found, r)));
     assert!(memory_attributes::table_size(table).unwrap() <= table.len());
     2
+}
+
+/// Whether a table of runtime services is accepted where all of them are supported, for the regions of a map.
+fn is_service_table(bytes: &[u8], map: &[Region]) -> bool {
+    let Some(table) = bytes.get(..136) else { return false };
+    let pointers = table[24..].chunks_exact(8).map(|field| u64::from_le_bytes(field.try_into().unwrap()));
+    // Those that there is a function for (UEFI 2.10, 4.5): time, variables, reset, and what room there is.
+    let called = pointers.enumerate().filter(|(i, _)| [0, 1, 6, 7, 8, 10, 13].contains(i));
+    let in_code = |va: u64| {
+        let code = |r: &&Region| r.is_runtime() && r.memory_type == CODE;
+        map.iter().filter(code).any(|r| r.va <= va && va - r.va < r.size())
+    };
+    table.starts_with(b"RUNTSERV")
+        && u32::from_le_bytes(table[12..16].try_into().unwrap()) >= 136
+        && called.into_iter().all(|(_, va)| in_code(va))
 }
 
 fn says_one_line(error: &dyn std::error::Error, accepted: u8) -> u8 {
@@ -137,7 +157,10 @@ pub fn check_bytes(bytes: &[u8]) -> u8 {
     }
     let firmware = &tables::all()[usize::from(how / 2) % 3];
     let mut map = firmware.map_bytes();
-    let mut table = firmware.attributes_bytes().unwrap_or_else(|| tables::attributes(1, &[], 40));
+    let mut table = match firmware.attributes_bytes() {
+        Some(table) if how % 8 != 7 => table,
+        _ => tables::services(firmware),
+    };
     for change in rest.as_chunks::<4>().0 {
         let &[at, at_high, value, kind] = change;
         let at = usize::from(u16::from_le_bytes([at, at_high]));

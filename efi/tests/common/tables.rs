@@ -145,3 +145,14 @@ pub fn u_boot() -> Firmware {
 pub fn all() -> [Firmware; 3] {
     [edk2_2022(), edk2_2025(), u_boot()]
 }
+
+/// A table of runtime services as this firmware has it after SetVirtualAddressMap.
+pub fn services(firmware: &Firmware) -> Vec<u8> {
+    let code = firmware.map.iter().find(|r| r.is_runtime() && r.memory_type == CODE).expect("code");
+    let mut bytes = b"RUNTSERV".to_vec();
+    for field in [2 << 16 | 100_u32, 136, 0xc0ff_ee00, 0] {
+        bytes.extend(field.to_le_bytes());
+    }
+    (0..14).for_each(|service| bytes.extend((code.va + 0x100 * service).to_le_bytes()));
+    bytes
+}

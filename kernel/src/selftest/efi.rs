@@ -23,6 +23,7 @@ use super::protection::{expect_forbidden, expect_unmapped};
 use crate::console::println;
 use crate::efi_runtime::{self, Calls, KernelEfiMm};
 use crate::vm::{self, PAGE};
+use crate::{cpu, smp};
 
 /// Pages of a block that contpte would fold.
 const BLOCK: u64 = 16;
@@ -402,6 +403,12 @@ unsafe extern "C" fn returns_ttbr0() {
     naked_asm!("mrs x0, ttbr0_el1", "ret")
 }
 
+/// DAIF.
+#[unsafe(naked)]
+unsafe extern "C" fn returns_daif() {
+    naked_asm!("mrs x0, daif", "ret")
+}
+
 /// The sum of all SIMD registers, and FPCR.
 #[unsafe(naked)]
 unsafe extern "C" fn adds_simd_registers() {
@@ -493,6 +500,22 @@ pub(super) fn calls_come_back(context: &Context<'_>) -> TestResult {
     let ttbr0 = plain(returns_ttbr0)? as u64;
     let efi_mm = booted.efi_mm.root().get() | u64::from(mm::asid::EFI_ASID.get()) << 48;
     check!(ttbr0 == efi_mm, "TTBR0 is {ttbr0:#x} instead of {efi_mm:#x}");
+
+    let daif = plain(returns_daif)?;
+    check!(daif & 0xc0 == 0xc0, "interrupts are not masked: DAIF is {daif:#x}");
+
+    // Calls from two CPUs wait for each other.
+    let services = booted.services;
+    let calls = move || {
+        (0..200).all(|n| {
+            // SAFETY: the function does what its comment says.
+            let weight = unsafe { services.firmware().call(weighs_arguments as *const () as u64, &[n; 6]) };
+            weight.is_ok_and(|weight| weight.as_usize() as u64 == 63 * n)
+        })
+    };
+    let other = (cpu::count() > 1).then(|| smp::spawn_on(1, calls).expect("the CPU waits"));
+    check!(calls(), "a call among those of another CPU went wrong");
+    check!(other.is_none_or(|other| other.join()), "a call of another CPU went wrong");
 
     let simd = plain(adds_simd_registers)?;
     plain(spoils_simd_registers)?;
