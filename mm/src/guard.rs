@@ -30,6 +30,9 @@ pub struct PteGuard<'a, 'm, M: Mmu> {
     /// Indices of entries whose old translation may still be cached.
     pending: ArrayVec<Range<usize>, RANGES>,
     freed: ArrayVec<Folio<'m>, BATCH>,
+    /// The mm is `efi_mm`: so that each call looks at one byte.
+    #[cfg(feature = "efi")]
+    efi: bool,
     /// Released last: fields are dropped in their order, after [`Drop::drop`]. `None` where the other guard of a
     /// [`TablePair`] has it.
     _lock: Option<spin::MutexGuard<'a, ()>>,
@@ -43,7 +46,16 @@ impl<'a, 'm, M: Mmu> PteGuard<'a, 'm, M> {
         lock: Option<spin::MutexGuard<'a, ()>>,
     ) -> Self {
         let base = va.get() & !(M::GRANULE.level_size(LAST_LEVEL - 1) - 1);
-        Self { mm, table, base, pending: ArrayVec::new(), freed: ArrayVec::new(), _lock: lock }
+        Self {
+            mm,
+            table,
+            base,
+            pending: ArrayVec::new(),
+            freed: ArrayVec::new(),
+            #[cfg(feature = "efi")]
+            efi: matches!(mm.kind(), crate::mm_struct::Kind::Efi { .. }),
+            _lock: lock,
+        }
     }
 
     /// The address space.
@@ -148,7 +160,7 @@ impl<'a, 'm, M: Mmu> PteGuard<'a, 'm, M> {
     #[inline(always)]
     pub(crate) fn mutates(&self, function: &'static str) {
         #[cfg(feature = "efi")]
-        if matches!(self.mm.kind(), crate::mm_struct::Kind::Efi { .. }) {
+        if self.efi {
             self.warn_efi(function);
         }
         #[cfg(not(feature = "efi"))]
