@@ -5,7 +5,7 @@ use core::fmt::Display;
 use aarch64_cpu::registers::{CurrentEL, MIDR_EL1, Readable};
 use arch::aarch64::probe;
 use arch::{PhysAddr, VirtAddr};
-use kernel::bootargs::BootArgs;
+use kernel::bootargs::{self, BootArgs};
 use kernel::dt;
 use kernel::memblock::{self, MemBlock};
 use kernel::platform::{Gic, PhysRange, Platform, Uart};
@@ -49,6 +49,11 @@ extern "C" fn pleat_primary(device_tree: u64, image: u64, entered_at: u64, start
     greet(&platform, entered_at);
     for word in arguments.unknown() {
         warn!("unknown boot argument `{word}`");
+    }
+    if let Some(wanted) = bootargs::console(platform.bootargs)
+        && platform.console.is_some_and(|uart| uart.kind != wanted)
+    {
+        warn!("console=: there is no {wanted:?}");
     }
 
     let mut memblock = MemBlock::new(&platform, vm::image().range(), dtb, GRANULE).or_fatal("memory");
@@ -166,7 +171,8 @@ fn expect_apart(platform: &Platform<'_>, memblock: &MemBlock) {
         Gic::V3 { distributor, redistributors } => (distributor, redistributors.as_slice()),
     };
     let uart = platform.console.map(|uart| uart.registers);
-    for device in others.iter().copied().chain([*distributor]).chain(uart) {
+    let pins = platform.console.and_then(|uart| uart.pins);
+    for device in others.iter().copied().chain([*distributor]).chain(uart).chain(pins) {
         if let Some(ram) = memblock.ram().find(|ram| ram.overlaps(&device)) {
             fatal(format_args!("memory: RAM {ram} overlaps the registers of a device, {device}"));
         }

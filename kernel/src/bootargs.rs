@@ -8,6 +8,8 @@ use core::fmt;
 
 use log::LevelFilter;
 
+use crate::platform::UartKind;
+
 /// Which self-tests run.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub enum Selftest<'a> {
@@ -105,6 +107,7 @@ macro_rules! options {
                             }
                             $field = Some(value);
                         })*
+                        _ if serial(&word).is_some() => {}
                         _ => unknown_count += 1,
                     }
                 }
@@ -130,6 +133,25 @@ options! {
     "selftest": selftest: Selftest<'a> = Selftest::All, read_selftest, "`list` or a pattern";
 }
 
+/// The UART that the line asks for as the console, in Linux's names: `console=ttyAMA0` is a PL011, `ttyS0` and `ttyS1`
+/// are the mini-UART, and what follows a comma is not read. The last such word counts. Consoles of other names are no
+/// option of the kernel, and unlike all others these words may contradict each other: a line for Linux names several.
+///
+/// Not a field of [`BootArgs`], since it is needed before there is a console to say what is wrong with the rest.
+pub fn console(line: &str) -> Option<UartKind> {
+    Words::new(line).filter_map(|word| serial(&word.ok()?)).last()
+}
+
+/// The UART that the word names, if it is `console=` with a name that is known.
+fn serial(word: &Word<'_>) -> Option<UartKind> {
+    let value = word.value.filter(|_| word.key == "console")?;
+    match value.split_once(',').map_or(value, |(name, _options)| name) {
+        "ttyAMA0" => Some(UartKind::Pl011),
+        "ttyS0" | "ttyS1" => Some(UartKind::MiniUart),
+        _ => None,
+    }
+}
+
 /// What follows the first word of a command line.
 pub fn after_first_word(line: &str) -> &str {
     let mut words = Words::new(line);
@@ -143,7 +165,8 @@ impl<'a> BootArgs<'a> {
     pub fn unknown(&self) -> impl Iterator<Item = &'a str> {
         // Parsing has shown that there is no error on this line.
         let words = Words::new(self.line).filter_map(Result::ok);
-        words.filter(|word| !KEYS.contains(&word.key)).map(|word| word.whole)
+        let unknown = |word: &Word<'_>| !KEYS.contains(&word.key) && serial(word).is_none();
+        words.filter(unknown).map(|word| word.whole)
     }
 }
 
@@ -344,6 +367,29 @@ mod tests {
         assert_eq!(twice, BootArgsError::Conflict("ptdump=all"));
     }
 
+    #[test]
+    fn the_last_serial_console_counts() {
+        for (line, kind) in [
+            ("", None),
+            ("console=ttyAMA0", Some(UartKind::Pl011)),
+            ("console=ttyAMA0,115200n8", Some(UartKind::Pl011)),
+            ("console=ttyS0", Some(UartKind::MiniUart)),
+            ("console=ttyS1,115200", Some(UartKind::MiniUart)),
+            ("console=ttyS0 console=ttyAMA0 console=tty1", Some(UartKind::Pl011)),
+            ("console=ttyAMA0 console=ttyS0", Some(UartKind::MiniUart)),
+            ("\"console=ttyAMA0,115200\"", Some(UartKind::Pl011)),
+            ("console=ttyAMA1 console=tty0 console console= earlycon=ttyAMA0", None),
+            ("-- console=ttyAMA0", None),
+            // What is wrong with the rest is said on it.
+            ("console=ttyAMA0 loglevel=loud \"a", Some(UartKind::Pl011)),
+        ] {
+            assert_eq!(console(line), kind, "{line}");
+        }
+        let args = parse("console=ttyS0 console=tty1 console=ttyAMA0,9600 console");
+        assert_eq!(args.unknown().collect::<Vec<_>>(), ["console=tty1", "console"]);
+        assert_eq!(args.unknown_count, 2);
+    }
+
     /// What the Raspberry Pi's firmware and Debian's boot loaders add.
     #[test]
     fn unknown_words_are_kept_in_order() {
@@ -398,11 +444,12 @@ mod tests {
     proptest! {
         /// Any text is read without a panic, and no word is lost or counted twice.
         #[test]
-        fn every_word_is_known_or_unknown(line in r#"(loglevel=info|selftest=list|--|[-a-z0-9="é \t]){0,30}"#) {
+        fn every_word_is_known_or_unknown(line in r#"(loglevel=info|selftest=list|console=ttyS0|--|[-a-z0-9="é \t]){0,30}"#) {
             if let Ok(args) = BootArgs::parse(&line) {
                 prop_assert_eq!(args.unknown().count(), args.unknown_count);
                 let words = Words::new(&line).count();
-                let known = Words::new(&line).flatten().filter(|word| KEYS.contains(&word.key)).count();
+                let known = |word: &Word<'_>| KEYS.contains(&word.key) || serial(word).is_some();
+                let known = Words::new(&line).flatten().filter(known).count();
                 prop_assert_eq!(known + args.unknown_count, words);
                 prop_assert!(line.contains(args.init));
             }

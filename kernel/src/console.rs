@@ -1,5 +1,4 @@
-//! The serial console: a PL011 (DDI 0183), [`println!`] for what programs read, and the
-//! `log` facade for what people read.
+//! The serial console: a UART, [`println!`] for what programs read, and the `log` facade for what people read.
 //!
 //! - One lock: what one call prints is not mixed with another CPU's. Interrupts are masked while it
 //!   is held, which at 115200 baud is 87 µs a character, so lines are short.
@@ -11,20 +10,20 @@
 use core::ffi::CStr;
 use core::fmt::{self, Write};
 use core::hint::spin_loop;
-use core::ptr::NonNull;
-use core::sync::atomic::{AtomicBool, AtomicPtr, Ordering};
+use core::sync::atomic::{AtomicBool, Ordering};
 
-use arch::VirtAddr;
-use arch::aarch64::{daif, probe, semihosting};
-use arm_pl011_uart::{Interrupts, PL011Registers, Uart, UniqueMmioPointer};
-use kernel::platform::{self, PhysRange, UartKind};
+use arch::aarch64::{daif, semihosting};
+use kernel::platform::{self, PhysRange};
 use log::{Level, LevelFilter, Log, Metadata, Record};
 use mm::MapError;
-use safe_mmio::field;
-use safe_mmio::fields::ReadPureWrite;
+use spin::Once;
 
+use self::port::{Driver, Port};
 use crate::lock::IrqMutex;
-use crate::{cpu, timer, vm};
+use crate::{cpu, timer};
+
+mod pins;
+mod port;
 
 /// How often the flag register of a full FIFO is read before the UART counts as stuck. A read takes
 /// some 100 ns or more, a character 1 ms at 9600 baud. Not a time: this must end without a counter.
@@ -34,10 +33,10 @@ const FULL_SPINS: u32 = 1_000_000;
 const LOCK_SPINS: u32 = 4_000_000;
 
 /// The console, once [`init`] has found it.
-static CONSOLE: IrqMutex<Option<Pl011>> = IrqMutex::new(None);
+static CONSOLE: IrqMutex<Option<Console>> = IrqMutex::new(None);
 
-/// The same registers, for [`emergency`] and [`flush`]. Null before [`init`].
-static REGISTERS: AtomicPtr<PL011Registers> = AtomicPtr::new(core::ptr::null_mut());
+/// The same UART, for [`emergency`] and [`flush`].
+static PORT: Once<Port> = Once::new();
 
 /// [`emergency`] once had to do without the lock: it does not wait for it again.
 static LOCK_LOST: AtomicBool = AtomicBool::new(false);
@@ -61,6 +60,10 @@ pub(crate) enum Error {
     },
     /// Nothing answers there.
     NotThere(PhysRange),
+    /// The pin controller does not lead its pins to it.
+    Pins,
+    /// Its clock is too slow for the baud rate.
+    Baud,
     /// There is a console already.
     AlreadyInitialised,
 }
@@ -68,7 +71,7 @@ pub(crate) enum Error {
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Misplaced(range) => write!(f, "no place for a PL011: {}", range.start),
+            Self::Misplaced(range) => write!(f, "no place for a UART or its pins: {}", range.start),
             Self::Map(error) => write!(f, "its registers can't be mapped: {error}"),
             Self::NotPl011 { part, designer } => {
                 write!(f, "not a PL011: part {part:#x}, designer {designer:#x}")
@@ -76,6 +79,8 @@ impl fmt::Display for Error {
             Self::NotThere(range) => {
                 write!(f, "the device tree promises registers at {range}, and there are none")
             }
+            Self::Pins => f.write_str("its pins don't go to where they are led"),
+            Self::Baud => f.write_str("its clock is too slow"),
             Self::AlreadyInitialised => f.write_str("there is a console already"),
         }
     }
@@ -83,33 +88,14 @@ impl fmt::Display for Error {
 
 impl core::error::Error for Error {}
 
-/// The registers of a PL011 that `arm-pl011-uart` writes only together with the baud rate.
-#[repr(C)]
-struct LineControl {
-    _reserved: [u32; 11],
-    /// 0x02c UARTLCR_H
-    lcr_h: ReadPureWrite<u32>,
-    /// 0x030 UARTCR
-    cr: ReadPureWrite<u32>,
-}
+/// A UART that is written to.
+struct Console(Driver);
 
-/// Offset of UARTPeriphID0.
-const PERIPHID0: u64 = 0xfe0;
-/// UARTLCR_H: eight bits, FIFOs on; no parity and one stop bit are zeros.
-const LCR_H_8N1_FIFO: u32 = 0b11 << 5 | 1 << 4;
-/// UARTCR: the UART is on.
-const CR_UARTEN: u32 = 1 << 0;
-/// UARTCR: the transmitter is on.
-const CR_TXE: u32 = 1 << 8;
-
-/// A PL011 that is written to.
-struct Pl011(Uart<'static>);
-
-impl Pl011 {
+impl Console {
     /// Sends one byte, or drops it where the UART takes none.
     fn put(&mut self, byte: u8) {
         let mut spins = if STUCK.load(Ordering::Relaxed) { 0 } else { FULL_SPINS };
-        while self.0.is_tx_fifo_full() {
+        while self.0.is_full() {
             if spins == 0 {
                 STUCK.store(true, Ordering::Relaxed);
                 return;
@@ -118,11 +104,11 @@ impl Pl011 {
             spin_loop();
         }
         STUCK.store(false, Ordering::Relaxed);
-        self.0.write_word(byte);
+        self.0.write(byte);
     }
 }
 
-impl Write for Pl011 {
+impl Write for Console {
     fn write_str(&mut self, text: &str) -> fmt::Result {
         for byte in text.bytes() {
             if byte == b'\n' {
@@ -134,52 +120,19 @@ impl Write for Pl011 {
     }
 }
 
-/// Makes `uart` the console, at [`LevelFilter::Info`]. The baud rate stays as firmware set it; a UART
-/// that firmware left off is switched on, at eight bits without parity.
+/// Makes `uart` the console, at [`LevelFilter::Info`], as [`Port::open`] says.
 ///
 /// # Errors
 /// See [`Error`]. There is no console then, unless there was one before.
 pub(crate) fn init(uart: &platform::Uart) -> Result<(), Error> {
-    let UartKind::Pl011 = uart.kind;
-    let misplaced = Error::Misplaced(uart.registers);
-    // The tree may give less than the whole register block (the Pi's does), but never shares a page.
-    let start = uart.registers.start;
-    let Some(end) = start.checked_add(size_of::<PL011Registers>() as u64) else { return Err(misplaced) };
-    if !start.is_aligned(align_of::<PL011Registers>() as u64) {
-        return Err(misplaced);
-    }
-
     let mut console = CONSOLE.lock();
     if console.is_some() {
         return Err(Error::AlreadyInitialised);
     }
-    let base: NonNull<PL011Registers> = vm::map_device(PhysRange { start, end }).map_err(Error::Map)?.cast();
-    // SAFETY: reading an identification register has no effect.
-    if unsafe { probe::load_word(VirtAddr::new(base.as_ptr() as u64 + PERIPHID0)) }.is_err() {
-        return Err(Error::NotThere(uart.registers));
-    }
-    // SAFETY: the registers are mapped as device memory, for ever, and aligned. `console` is locked
-    // and empty, so that nothing else drives them.
-    let mut registers = unsafe { UniqueMmioPointer::new(base) };
-
-    let mut driver = Uart::new(registers.reborrow());
-    let id = driver.read_identification();
-    if !id.is_valid() {
-        return Err(Error::NotPl011 { part: id.part_number, designer: id.designer });
-    }
-    driver.set_interrupt_masks(Interrupts::empty());
-
-    // SAFETY: the first registers of the block, under other names.
-    let mut line = unsafe { registers.child(base.cast::<LineControl>()) };
-    let cr = field!(line, cr).read();
-    if cr & CR_UARTEN == 0 {
-        // The line control must not change while the UART is on.
-        field!(line, lcr_h).write(LCR_H_8N1_FIFO);
-    }
-    field!(line, cr).write(cr | CR_UARTEN | CR_TXE);
-
-    *console = Some(Pl011(Uart::new(registers)));
-    REGISTERS.store(base.as_ptr(), Ordering::Release);
+    let port = Port::open(uart)?;
+    // SAFETY: `console` is locked and was empty, so nothing else drives it.
+    *console = Some(Console(unsafe { port.driver() }));
+    PORT.call_once(|| port);
     drop(console);
 
     // Fails only where there is a logger already, and there is no other than this one.
@@ -249,10 +202,9 @@ impl Log for Logger {
 
 /// Waits until all that was printed has left the UART, or for a bounded time. Takes no lock.
 pub(crate) fn flush() {
-    let Some(registers) = NonNull::new(REGISTERS.load(Ordering::Acquire)) else { return };
-    // SAFETY: mapped by `init`, for ever. An alias of the console's pointer, used to read the flag
-    // register only, which has no side effect.
-    let uart = Uart::new(unsafe { UniqueMmioPointer::new(registers) });
+    let Some(port) = PORT.get() else { return };
+    // SAFETY: beside the console's, used to read the flags only.
+    let uart = unsafe { port.driver() };
     let mut spins = if STUCK.load(Ordering::Relaxed) { 0 } else { FULL_SPINS };
     while uart.is_busy() && spins > 0 {
         spins -= 1;
@@ -264,7 +216,7 @@ pub(crate) fn flush() {
 /// while this CPU or one that hangs holds the lock. Without a console it goes to the semihosting
 /// host, where there is one.
 pub(crate) fn emergency(text: fmt::Arguments<'_>) {
-    let Some(registers) = NonNull::new(REGISTERS.load(Ordering::Acquire)) else {
+    let Some(port) = PORT.get() else {
         let mut host = SemihostingWriter::new();
         let _ = host.write_fmt(text);
         host.flush();
@@ -281,10 +233,9 @@ pub(crate) fn emergency(text: fmt::Arguments<'_>) {
             }
             spin_loop();
         }
-        // SAFETY: mapped by `init`, for ever. The console's pointer is aliased, against the rule of
-        // `UniqueMmioPointer`: its holder is this CPU, interrupted, or one that hangs. What the rule
-        // guards is the device's state, and of that only the order of characters can suffer.
-        let mut console = Pl011(Uart::new(unsafe { UniqueMmioPointer::new(registers) }));
+        // SAFETY: beside the console's, against the rule: its holder is this CPU, interrupted, or one that
+        // hangs. What the rule guards is the device's state, and of that only the order of characters can suffer.
+        let mut console = Console(unsafe { port.driver() });
         // The holder may have been in the middle of a line.
         if !LOCK_LOST.swap(true, Ordering::Relaxed) {
             let _ = console.write_str("\n");

@@ -18,10 +18,11 @@ use core::mem::size_of;
 use arch::PhysAddr;
 use arrayvec::ArrayVec;
 use dtoolkit::fdt::{Fdt, FdtNode};
-use dtoolkit::standard::{NodeStandard, Reg};
+use dtoolkit::standard::Reg;
 use dtoolkit::{FdtStringListIterator, Node, Property, ToCellInt};
 
 pub use self::error::DtError;
+use crate::bootargs;
 use crate::efi_tables::EfiTables;
 use crate::platform::{Conduit, Cpu, EnableMethod, Gic, PhysRange, Platform, Reservation, Uart, UartKind};
 
@@ -41,6 +42,9 @@ const MPIDR_AFFINITY: u64 = 0xff_00ff_ffff;
 /// `compatible` strings of interrupt controllers with GICv2's register frames.
 const GIC_V2: [&str; 5] =
     ["arm,gic-400", "arm,cortex-a15-gic", "arm,cortex-a9-gic", "arm,cortex-a7-gic", "qcom,msm-qgic2"];
+/// Where a BCM2711 has UART 0 and its mini-UART, from its pin controller: those that it can lead to GPIO 14 and 15.
+const UART_0: u64 = 0x1000;
+const MINI_UART: u64 = 0x1_5040;
 /// `compatible` strings of PSCI 0.2 and later, whose function numbers are fixed.
 const PSCI: [&str; 2] = ["arm,psci-1.0", "arm,psci-0.2"];
 
@@ -86,6 +90,7 @@ pub fn total_size(header: &[u8]) -> Result<usize, DtError> {
 ///   without `reg` ask the kernel to choose a place; nothing here uses such, they are ignored.
 /// - Devices: the first enabled node of the whole tree with a known `compatible`, where its parents
 ///   are enabled too. Its addresses are translated by every parent's `ranges`.
+/// - The console: what `console=` asks for in the boot arguments, then `stdout-path`, then the first UART.
 /// - The timer's interrupt: by name, else the third, which is the virtual timer's.
 ///
 /// # Errors
@@ -102,6 +107,14 @@ pub fn parse(blob: &[u8]) -> Result<Platform<'_>, DtError> {
 
     let mut devices = Devices::default();
     devices.visit(&mut Path::new(), root)?;
+    let bootargs = match chosen {
+        Some(chosen) if chosen.property("bootargs").is_some() => {
+            text(&chosen, "bootargs").ok_or(malformed("/chosen", "bootargs"))?
+        }
+        _ => "",
+    };
+    let stdout = stdout(root, chosen).and_then(|path| uart(&path));
+    let console = devices.console(bootargs::console(bootargs), stdout);
     let (gic, interrupt_cells) = devices.gic.ok_or(DtError::NoGic)?;
     let timer_intid = timer_intid(&devices.timer.ok_or(DtError::NoTimer)?, interrupt_cells)?;
 
@@ -110,12 +123,7 @@ pub fn parse(blob: &[u8]) -> Result<Platform<'_>, DtError> {
         model: text(&root, "model").or_else(|| text(&root, "compatible")).unwrap_or("unknown machine"),
         memory: memory(&root)?,
         reserved: reserved(fdt)?,
-        bootargs: match chosen {
-            Some(chosen) if chosen.property("bootargs").is_some() => {
-                text(&chosen, "bootargs").ok_or(malformed("/chosen", "bootargs"))?
-            }
-            _ => "",
-        },
+        bootargs,
         initrd: match chosen {
             Some(chosen) => initrd(&chosen)?,
             None => None,
@@ -128,7 +136,7 @@ pub fn parse(blob: &[u8]) -> Result<Platform<'_>, DtError> {
         cpus_described,
         psci: devices.psci,
         gic,
-        console: stdout(root, chosen).and_then(|path| uart(&path)).or(devices.uart),
+        console,
         timer_intid,
     })
 }
@@ -139,7 +147,9 @@ struct Devices<'a> {
     /// And the cells of an interrupt specifier.
     gic: Option<(Gic, usize)>,
     timer: Option<FdtNode<'a>>,
-    uart: Option<Uart>,
+    uarts: ArrayVec<Uart, { UartKind::COUNT }>,
+    /// A BCM2711's pin controller.
+    pins: Option<PhysRange>,
     psci: Option<Conduit>,
 }
 
@@ -171,12 +181,28 @@ impl<'a> Devices<'a> {
                 self.timer = Some(node);
             } else if PSCI.contains(&compatible) && self.psci.is_none() {
                 self.psci = Some(conduit(&node)?);
+            } else if compatible == "brcm,bcm2711-gpio" && self.pins.is_none() {
+                self.pins = registers(path, 0);
             }
         }
-        if self.uart.is_none() {
-            self.uart = uart(path);
+        if let Some(uart) = uart(path)
+            && self.uarts.iter().all(|other| other.kind != uart.kind)
+        {
+            self.uarts.push(uart);
         }
         Ok(())
+    }
+
+    /// The UART of the wanted kind, of which `stdout` is preferred to the first; else `stdout`; else the first of all.
+    fn console(&self, wanted: Option<UartKind>, stdout: Option<Uart>) -> Option<Uart> {
+        let candidates = || stdout.into_iter().chain(self.uarts.iter().copied());
+        let uart = candidates().find(|uart| Some(uart.kind) == wanted).or_else(|| candidates().next())?;
+        let offset = match uart.kind {
+            UartKind::Pl011 => UART_0,
+            UartKind::MiniUart => MINI_UART,
+        };
+        let reaches = |pins: &PhysRange| pins.start.checked_add(offset) == Some(uart.registers.start);
+        Some(Uart { pins: self.pins.filter(reaches), ..uart })
     }
 }
 
@@ -243,10 +269,16 @@ fn conduit(psci: &FdtNode<'_>) -> Result<Conduit, DtError> {
     }
 }
 
-/// The UART at `path`, where there is a driver for it and its registers can be reached.
+/// The UART at `path`, where there is a driver for it and its registers can be reached. Its pins are not looked for.
 fn uart(path: &[FdtNode<'_>]) -> Option<Uart> {
-    path.last()?.is_compatible("arm,pl011").then_some(())?;
-    Some(Uart { kind: UartKind::Pl011, registers: registers(path, 0)? })
+    let node = path.last()?;
+    let kind = strings(node, "compatible").find_map(|compatible| match compatible {
+        "arm,pl011" => Some(UartKind::Pl011),
+        "brcm,bcm2835-aux-uart" => Some(UartKind::MiniUart),
+        _ => None,
+    })?;
+    let identified = node.property("arm,primecell-periphid").is_some();
+    Some(Uart { kind, registers: registers(path, 0)?, identified, pins: None })
 }
 
 /// The node that `stdout-path` names: a path, or an alias and perhaps a path below it, and after a
@@ -394,7 +426,8 @@ fn cpu(node: &FdtNode<'_>) -> Result<Cpu, DtError> {
     }
     let release_address = || {
         let address = node.property("cpu-release-addr").and_then(|property| property_u64(property.value()));
-        address.and_then(PhysAddr::try_new).ok_or(DtError::CpuReleaseAddress(mpidr))
+        let address = address.and_then(PhysAddr::try_new).filter(|address| address.is_aligned(8));
+        address.ok_or(DtError::CpuReleaseAddress(mpidr))
     };
     let mut enable = EnableMethod::None;
     for method in strings(node, "enable-method") {

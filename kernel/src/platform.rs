@@ -99,7 +99,8 @@ pub struct Platform<'a> {
     pub psci: Option<Conduit>,
     /// The interrupt controller.
     pub gic: Gic,
-    /// The UART that `stdout-path` names if that is supported, else the first that is.
+    /// The UART that the last `console=` names ([`bootargs::console`](crate::bootargs::console)), else the one that
+    /// `stdout-path` names if that is supported, else the first that is.
     pub console: Option<Uart>,
     /// Interrupt number (INTID) of the EL1 virtual timer.
     pub timer_intid: u32,
@@ -165,6 +166,10 @@ pub struct Uart {
     pub kind: UartKind,
     /// Its registers.
     pub registers: PhysRange,
+    /// The tree says what its identification registers would (`arm,primecell-periphid`): they are not read.
+    pub identified: bool,
+    /// The BCM2711's pin controller, where it leads pins of the board's header to this UART.
+    pub pins: Option<PhysRange>,
 }
 
 /// The UARTs that have a driver.
@@ -172,4 +177,11 @@ pub struct Uart {
 pub enum UartKind {
     /// `arm,pl011`
     Pl011,
+    /// `brcm,bcm2835-aux-uart`, the mini-UART of a Raspberry Pi.
+    MiniUart,
+}
+
+impl UartKind {
+    /// How many there are.
+    pub const COUNT: usize = 2;
 }

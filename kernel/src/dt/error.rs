@@ -106,7 +106,7 @@ impl fmt::Display for DtError {
             Self::CpuAffinity(mpidr) => write!(f, "the `reg` {mpidr:#x} of a CPU is not an affinity"),
             Self::DuplicateCpu(mpidr) => write!(f, "two CPUs have the affinity {mpidr:#x}"),
             Self::CpuReleaseAddress(mpidr) => {
-                write!(f, "`cpu-release-addr` of CPU {mpidr:#x} is missing or malformed")
+                write!(f, "`cpu-release-addr` of CPU {mpidr:#x} is missing, malformed or not aligned")
             }
             Self::NoGic => f.write_str("no GICv2 or GICv3 interrupt controller"),
             Self::GicRegisters(index) => {

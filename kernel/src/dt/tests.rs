@@ -19,7 +19,7 @@ fn range(base: u64, size: u64) -> PhysRange {
 }
 
 fn pl011(base: u64, size: u64) -> Option<Uart> {
-    Some(Uart { kind: UartKind::Pl011, registers: range(base, size) })
+    Some(Uart { kind: UartKind::Pl011, registers: range(base, size), identified: false, pins: None })
 }
 
 /// CPUs 0 to `count`, all started by PSCI.
@@ -115,8 +115,14 @@ fn raspberry_pi_4() {
     assert_eq!(platform.psci, None);
     let gic = Gic::V2 { distributor: range(0xff84_1000, 0x1000), cpu_interface: range(0xff84_2000, 0x2000) };
     assert_eq!(platform.gic, gic);
-    // stdout-path names the mini-UART, so the first PL011 that is not disabled.
-    assert_eq!(platform.console, pl011(0xfe20_1000, 0x200));
+    // console=ttyS0, and stdout-path too.
+    let mini_uart = Uart {
+        kind: UartKind::MiniUart,
+        registers: range(0xfe21_5040, 0x40),
+        identified: false,
+        pins: Some(range(0xfe20_0000, 0xb4)),
+    };
+    assert_eq!(platform.console, Some(mini_uart));
     assert_eq!(platform.timer_intid, 27);
 }
 

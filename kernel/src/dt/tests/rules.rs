@@ -234,6 +234,7 @@ fn wrong_cpus_are_refused() {
         (cpus().child(cpu("cpu@0", 7)).child(cpu("cpu@1", 7)), DtError::DuplicateCpu(7)),
         (cpus().child(spin_table()), DtError::CpuReleaseAddress(7)),
         (cpus().child(spin_table().cells("cpu-release-addr", &[1 << 16, 0])), DtError::CpuReleaseAddress(7)),
+        (cpus().child(spin_table().cells("cpu-release-addr", &[0xdc])), DtError::CpuReleaseAddress(7)),
     ] {
         assert_eq!(refused(machine().child(cpus)), error);
     }
@@ -357,6 +358,48 @@ fn the_console_is_where_stdout_path_says() {
     }
     assert_eq!(console(node("chosen").bytes("stdout-path", b"/uart")), on_bus);
     assert_eq!(console(node("chosen")), on_bus);
+}
+
+/// As in a Raspberry Pi's tree, at other addresses.
+#[test]
+fn the_console_is_what_the_boot_arguments_ask_for() {
+    let mini =
+        node("mini").text("compatible", "brcm,bcm2835-aux-uart").cells("reg", &[0x1_5040 + 0x4000, 0x40]);
+    let pins = node("pins").text("compatible", "brcm,bcm2711-gpio").cells("reg", &[0x4000, 0xb4]);
+    let second = uart("second", 0x6000).cells("arm,primecell-periphid", &[0x34_1011]);
+    let tree = machine().child(pins).child(mini).child(uart("first", 0x5000)).child(second);
+    let console = |tree: &Tree, bootargs, stdout| {
+        let chosen = node("chosen").text("bootargs", bootargs).text("stdout-path", stdout);
+        read(tree.clone().child(chosen), |platform| platform.console).unwrap()
+    };
+    let mini = Uart {
+        kind: UartKind::MiniUart,
+        registers: range(0x1_9040, 0x40),
+        identified: false,
+        pins: Some(range(0x4000, 0xb4)),
+    };
+    let first = pl011(0x5000, 0x100).map(|uart| Uart { pins: mini.pins, ..uart });
+    // Another than the one that the pins lead to.
+    let second = pl011(0x6000, 0x100).map(|uart| Uart { identified: true, ..uart });
+    for (bootargs, stdout, expected) in [
+        ("", "/mini", Some(mini)),
+        ("", "", Some(mini)),
+        ("", "/second", second),
+        ("console=ttyAMA0", "/mini", first),
+        ("console=ttyAMA0", "/second", second),
+        ("console=ttyS0,115200n8", "/second", Some(mini)),
+        ("console=ttyS1 console=tty1", "/first", Some(mini)),
+        ("console=hvc0", "/first", first),
+    ] {
+        assert_eq!(console(&tree, bootargs, stdout), expected, "{bootargs} {stdout}");
+    }
+    // What is not there is not taken.
+    let alone = machine().child(uart("first", 0x5000));
+    assert_eq!(console(&alone, "console=ttyS0", ""), pl011(0x5000, 0x100));
+    // Nor pins of another kind.
+    let older =
+        tree.child(node("pins").text("compatible", "brcm,bcm2835-gpio").cells("reg", &[0x4000, 0xb4]));
+    assert_eq!(console(&older, "console=ttyS0", ""), Some(Uart { pins: None, ..mini }));
 }
 
 #[test]

@@ -1,0 +1,234 @@
+//! The UARTs that the console can be: a PL011 (DDI 0183), and the mini-UART of a Raspberry Pi (BCM2711 ARM Peripherals,
+//! chapter 2). Both only send.
+
+use core::ptr::NonNull;
+
+use arch::VirtAddr;
+use arch::aarch64::probe;
+use arm_pl011_uart::{DataBits, Interrupts, LineConfig, PL011Registers, Parity, StopBits, Uart};
+use kernel::platform::{self, PhysRange, UartKind};
+use safe_mmio::fields::{ReadPure, ReadPureWrite, WriteOnly};
+use safe_mmio::{UniqueMmioPointer, field, field_shared};
+
+use super::{Error, pins};
+use crate::vm;
+
+/// What a UART is set to where firmware has left it alone: bits a second, without parity, one stop bit.
+const BAUD: u32 = 115_200;
+/// The clock of UART 0 in Hz, as the Raspberry Pi's firmware sets it (`init_uart_clock` in config.txt).
+const UART_0_CLOCK: u32 = 48_000_000;
+/// The clock of its mini-UART, which is that of the VideoCore: it is fixed only by `enable_uart=1` in config.txt, with which
+/// firmware sets the divisor itself.
+const MINI_UART_CLOCK: u32 = 500_000_000;
+
+/// The registers of a PL011 that `arm-pl011-uart` writes only together with the baud rate.
+#[repr(C)]
+struct LineControl {
+    _reserved: [u32; 11],
+    /// 0x02c UARTLCR_H
+    lcr_h: ReadPureWrite<u32>,
+    /// 0x030 UARTCR
+    cr: ReadPureWrite<u32>,
+}
+
+/// Offset of UARTFR in a PL011.
+const FR: u64 = 0x18;
+/// UARTLCR_H: eight bits, FIFOs on; no parity and one stop bit are zeros.
+const LCR_H_8N1_FIFO: u32 = 0b11 << 5 | 1 << 4;
+/// UARTCR: the UART is on.
+const CR_UARTEN: u32 = 1 << 0;
+/// UARTCR: the transmitter is on.
+const CR_TXE: u32 = 1 << 8;
+
+/// The page of the auxiliary peripherals, of which the mini-UART is one.
+#[repr(C)]
+pub(super) struct Auxiliaries {
+    /// 0x00 AUX_IRQ
+    _irq: u32,
+    /// 0x04 AUX_ENABLES
+    enables: ReadPureWrite<u32>,
+    _reserved: [u32; 14],
+    /// 0x40 AUX_MU_IO
+    io: WriteOnly<u32>,
+    /// 0x44 AUX_MU_IER
+    ier: ReadPureWrite<u32>,
+    /// 0x48 AUX_MU_IIR
+    iir: WriteOnly<u32>,
+    /// 0x4c AUX_MU_LCR
+    lcr: ReadPureWrite<u32>,
+    /// 0x50 AUX_MU_MCR
+    _mcr: u32,
+    /// 0x54 AUX_MU_LSR. A read clears that a character was lost on receipt, which nobody asks for.
+    lsr: ReadPure<u32>,
+    /// 0x58 AUX_MU_MSR, 0x5c AUX_MU_SCRATCH
+    _others: [u32; 2],
+    /// 0x60 AUX_MU_CNTL
+    cntl: ReadPureWrite<u32>,
+    /// 0x64 AUX_MU_STAT
+    _stat: u32,
+    /// 0x68 AUX_MU_BAUD
+    baud: ReadPureWrite<u32>,
+}
+
+/// Offset of AUX_ENABLES in [`Auxiliaries`].
+const ENABLES: u64 = 0x04;
+/// Offset of the mini-UART's registers in [`Auxiliaries`].
+const MINI_UART: u64 = 0x40;
+const _: () = assert!(core::mem::offset_of!(Auxiliaries, io) == MINI_UART as usize);
+const _: () = assert!(core::mem::offset_of!(Auxiliaries, baud) == 0x68);
+
+/// AUX_ENABLES: the mini-UART is on.
+const ENABLES_MINI_UART: u32 = 1 << 0;
+/// AUX_MU_IIR: both FIFOs are emptied.
+const IIR_CLEAR: u32 = 0b11 << 1;
+/// AUX_MU_LCR: eight bits.
+const LCR_8_BITS: u32 = 0b11;
+/// AUX_MU_LSR: the FIFO takes a character.
+const LSR_ROOM: u32 = 1 << 5;
+/// AUX_MU_LSR: everything was sent.
+const LSR_IDLE: u32 = 1 << 6;
+/// AUX_MU_CNTL: the transmitter is on.
+const CNTL_TRANSMIT: u32 = 1 << 1;
+
+/// A UART whose registers are mapped, for good. [`Driver`]s are made of it.
+#[derive(Clone, Copy)]
+pub(super) struct Port {
+    kind: UartKind,
+    base: NonNull<u8>,
+}
+
+// SAFETY: the registers are mapped for ever, on all CPUs; who makes a driver of it vouches for more.
+unsafe impl Send for Port {}
+// SAFETY: as above.
+unsafe impl Sync for Port {}
+
+impl Port {
+    /// Maps the registers of `uart`, switches it on, and leads its pins to it. What firmware set is kept, baud rate
+    /// included; else it is 115200 baud, eight bits, without parity. Nothing else may drive the UART.
+    pub(super) fn open(uart: &platform::Uart) -> Result<Self, Error> {
+        let port = Self { kind: uart.kind, base: map(uart)? };
+        let pins = uart.pins.map(|registers| pins::Pins::map(registers, uart.kind)).transpose()?;
+        // Where pins led elsewhere, so did the UART: a Raspberry Pi's firmware leaves UART 0 to Bluetooth.
+        let fresh = pins.as_ref().is_some_and(|pins| !pins.are_led());
+        // SAFETY: the caller, who opens it once, is the only one.
+        match unsafe { port.driver() } {
+            Driver::Pl011(driver) => port.set_up_pl011(driver, fresh, uart.identified)?,
+            Driver::MiniUart(registers) => set_up_mini_uart(registers),
+        }
+        // Last, so that the line is idle from the beginning.
+        if let Some(mut pins) = pins {
+            pins.lead()?;
+        }
+        Ok(port)
+    }
+
+    /// The driver.
+    ///
+    /// # Safety
+    /// No other may be used at the same time, except that the flags, which have no side effect, may always be read.
+    pub(super) unsafe fn driver(self) -> Driver {
+        match self.kind {
+            // SAFETY: mapped as device memory for ever, and aligned; the caller vouches for the rest.
+            UartKind::Pl011 => Driver::Pl011(Uart::new(unsafe { UniqueMmioPointer::new(self.base.cast()) })),
+            // SAFETY: as above.
+            UartKind::MiniUart => Driver::MiniUart(unsafe { UniqueMmioPointer::new(self.base.cast()) }),
+        }
+    }
+
+    /// `fresh`: nobody has set it up.
+    fn set_up_pl011(self, mut driver: Uart<'_>, fresh: bool, identified: bool) -> Result<(), Error> {
+        let id = driver.read_identification();
+        if !identified && !id.is_valid() {
+            return Err(Error::NotPl011 { part: id.part_number, designer: id.designer });
+        }
+        driver.set_interrupt_masks(Interrupts::empty());
+        if fresh {
+            let line =
+                LineConfig { data_bits: DataBits::Bits8, parity: Parity::None, stop_bits: StopBits::One };
+            return driver.enable(line, BAUD, UART_0_CLOCK).map_err(|_| Error::Baud);
+        }
+        // SAFETY: the first registers of the block, under other names, and the driver is not used any more.
+        let mut line = unsafe { UniqueMmioPointer::new(self.base.cast::<LineControl>()) };
+        let cr = field!(line, cr).read();
+        if cr & CR_UARTEN == 0 {
+            // The line control must not change while the UART is on.
+            field!(line, lcr_h).write(LCR_H_8N1_FIFO);
+        }
+        field!(line, cr).write(cr | CR_UARTEN | CR_TXE);
+        Ok(())
+    }
+}
+
+fn set_up_mini_uart(mut registers: UniqueMmioPointer<'_, Auxiliaries>) {
+    // The other registers read as zero, and are not written, until it is on.
+    let enables = field!(registers, enables).read();
+    field!(registers, enables).write(enables | ENABLES_MINI_UART);
+    field!(registers, ier).write(0);
+    let baud = field!(registers, baud).read();
+    if baud == 0 {
+        field!(registers, cntl).write(0);
+        field!(registers, iir).write(IIR_CLEAR);
+        field!(registers, baud).write(MINI_UART_CLOCK / (8 * BAUD) - 1);
+    }
+    field!(registers, lcr).write(LCR_8_BITS);
+    let cntl = field!(registers, cntl).read();
+    field!(registers, cntl).write(cntl | CNTL_TRANSMIT);
+}
+
+/// Maps the registers and makes sure that they answer. The tree may give less than a whole block (the Pi's does), but none
+/// shares a page with anything else than its like.
+fn map(uart: &platform::Uart) -> Result<NonNull<u8>, Error> {
+    let misplaced = Error::Misplaced(uart.registers);
+    let (before, size, align, answering) = match uart.kind {
+        UartKind::Pl011 => (0, size_of::<PL011Registers>(), align_of::<PL011Registers>(), FR),
+        UartKind::MiniUart => (MINI_UART, size_of::<Auxiliaries>(), 0x1000, ENABLES),
+    };
+    let block = uart.registers.start.get().checked_sub(before);
+    let Some(block) = block.and_then(|base| PhysRange::from_size(base, size as u64)) else {
+        return Err(misplaced);
+    };
+    if !block.start.is_aligned(align as u64) {
+        return Err(misplaced);
+    }
+    let base = vm::map_device(block).map_err(Error::Map)?;
+    // SAFETY: reading the flags, or the enables, has no effect.
+    match unsafe { probe::load_word(VirtAddr::new(base.as_ptr() as u64 + answering)) } {
+        Ok(_) => Ok(base),
+        Err(_) => Err(Error::NotThere(uart.registers)),
+    }
+}
+
+/// A UART that is written to.
+pub(super) enum Driver {
+    Pl011(Uart<'static>),
+    MiniUart(UniqueMmioPointer<'static, Auxiliaries>),
+}
+
+impl Driver {
+    /// Whether it takes no character now.
+    pub(super) fn is_full(&self) -> bool {
+        match self {
+            Self::Pl011(uart) => uart.is_tx_fifo_full(),
+            Self::MiniUart(registers) => field_shared!(registers, lsr).read() & LSR_ROOM == 0,
+        }
+    }
+
+    /// Whether something is still to be sent.
+    pub(super) fn is_busy(&self) -> bool {
+        match self {
+            Self::Pl011(uart) => uart.is_busy(),
+            Self::MiniUart(registers) => field_shared!(registers, lsr).read() & LSR_IDLE == 0,
+        }
+    }
+
+    /// Sends a character, which is lost where it [`is_full`](Self::is_full).
+    pub(super) fn write(&mut self, byte: u8) {
+        match self {
+            Self::Pl011(uart) => uart.write_word(byte),
+            Self::MiniUart(registers) => {
+                let mut registers = registers.reborrow();
+                field!(registers, io).write(byte.into());
+            }
+        }
+    }
+}
