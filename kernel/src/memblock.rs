@@ -20,15 +20,15 @@ use core::fmt;
 use arch::{Granule, PhysAddr};
 use arrayvec::ArrayVec;
 
-use crate::platform::{MAX_RANGES, PhysRange, Platform};
+use crate::platform::{EnableMethod, MAX_CPUS, MAX_RANGES, PhysRange, Platform};
 
 /// The least free memory in bytes, after all reservations, that the kernel starts with.
 pub const MIN_FREE: u64 = 32 << 20;
 /// The most separate reserved ranges: those of the platform, and what [`MemBlock::alloc`] adds.
 pub const MAX_RESERVED: usize = 128;
 
-// Image, device tree, initrd: `new` can't run out of room.
-const _: () = assert!(MAX_RESERVED >= MAX_RANGES + 3);
+// Image, device tree, initrd, page 0 and spin tables: `new` can't run out of room.
+const _: () = assert!(MAX_RESERVED >= MAX_RANGES + 3 + 1 + MAX_CPUS);
 
 /// The map of physical memory.
 #[derive(Clone, Debug)]
@@ -147,6 +147,9 @@ impl MemBlock {
     /// tree, which may share the image's last page. None with `no-map` may overlap any of the three,
     /// since the kernel reads them where [`MemBlock::mapped`] says that it may.
     ///
+    /// Whatever the tree says, page 0 is reserved, which is where CPUs of a Raspberry Pi wait in the firmware's code, and
+    /// so are the pages of release addresses.
+    ///
     /// # Errors
     /// Where one of these rules is broken, one of the three is not inside RAM or overlaps another,
     /// or less than [`MIN_FREE`] is free.
@@ -184,6 +187,15 @@ impl MemBlock {
                 }
             }
             map.reserve(range);
+        }
+        let page_0 = PhysRange::from_size(0, granule.page_size()).expect("a page is not empty");
+        map.reserve(page_0);
+        for cpu in &platform.cpus {
+            if let EnableMethod::SpinTable(release) = cpu.enable
+                && let Some(range) = PhysRange::from_size(release.get(), size_of::<u64>() as u64)
+            {
+                map.reserve(range);
+            }
         }
         let dtb_pages = round_outward(&dtb, granule);
         for reservation in &platform.reserved {

@@ -5,14 +5,16 @@ use alloc::sync::Arc;
 use core::fmt;
 use core::sync::atomic::{AtomicBool, Ordering};
 
-use arch::aarch64::{barrier, boot, daif};
+use arch::PhysAddr;
+use arch::aarch64::hardware::{LINEAR_BITS, linear};
+use arch::aarch64::{barrier, boot, daif, dcache, probe};
 use kernel::platform::{Cpu, EnableMethod, MAX_CPUS, Platform};
 use mm::MapError;
 
 use crate::lock::IrqMutex;
 use crate::{cpu, features, gic, psci, timer, vm};
 
-/// How long a CPU may take from CPU_ON until it is ready, in microseconds: long, since an emulator may be busy.
+/// How long a CPU may take from its start until it is ready, in microseconds: long, since an emulator may be busy.
 const START_TIMEOUT: u64 = 10_000_000;
 
 /// The software-generated interrupt that wakes a CPU, so that it looks into its mailbox.
@@ -35,6 +37,8 @@ pub(crate) enum Error {
     Stacks(MapError),
     /// PSCI refused.
     Psci(psci::Error),
+    /// What it waits for is not in RAM that may be mapped.
+    ReleaseAddress(PhysAddr),
     /// The device tree does not say how to start it, or in a way that is not supported.
     Method(EnableMethod),
     /// It was started and does not answer.
@@ -46,6 +50,9 @@ impl fmt::Display for Error {
         match self {
             Self::Stacks(error) => error.fmt(f),
             Self::Psci(error) => error.fmt(f),
+            Self::ReleaseAddress(pa) => {
+                write!(f, "its `cpu-release-addr` {pa} is not in RAM that may be mapped")
+            }
             Self::Method(method) => write!(f, "the enable-method {method:?} is not supported"),
             Self::Timeout => write!(f, "no answer within {START_TIMEOUT} microseconds"),
         }
@@ -78,7 +85,11 @@ fn start_one(cpu: Cpu) -> Result<(), Error> {
             // SAFETY: the entry is the boot code for further CPUs, and what it reads was just prepared.
             unsafe { psci::cpu_on(cpu.mpidr, entry, 0) }.map_err(Error::Psci)?;
         }
-        method => return Err(Error::Method(method)),
+        EnableMethod::SpinTable(release) => {
+            // SAFETY: as above. The address is a spin table's, which the memory map has reserved.
+            unsafe { release_cpu(release, entry)? };
+        }
+        method @ EnableMethod::None => return Err(Error::Method(method)),
     }
     let start = timer::now();
     while cpu::count() == index {
@@ -87,6 +98,30 @@ fn start_one(cpu: Cpu) -> Result<(), Error> {
         }
         core::hint::spin_loop();
     }
+    Ok(())
+}
+
+/// Lets a CPU go that waits in firmware, its MMU off, until its entry point is written to `release` (Linux's
+/// Documentation/arch/arm64/booting.rst).
+///
+/// # Safety
+/// `entry` is code made for that state, and everything that it reads before its caches are on has been cleaned to the
+/// point of coherency. Nobody refers to the eight bytes at `release`, which are aligned.
+unsafe fn release_cpu(release: PhysAddr, entry: PhysAddr) -> Result<(), Error> {
+    let unmapped = Error::ReleaseAddress(release);
+    if release.get() >> LINEAR_BITS != 0 {
+        return Err(unmapped);
+    }
+    let va = linear(release);
+    // SAFETY: reading memory has no effect; where none is mapped, the load faults.
+    if unsafe { probe::load(va) }.is_err() {
+        return Err(unmapped);
+    }
+    // SAFETY: it is mapped, and what is in the linear map is writable.
+    unsafe { (va.get() as *mut u64).write_volatile(entry.get()) };
+    // It reads memory, not this CPU's cache.
+    dcache::clean_and_invalidate(va, size_of::<u64>() as u64);
+    barrier::sev();
     Ok(())
 }
 

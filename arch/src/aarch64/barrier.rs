@@ -1,4 +1,4 @@
-//! Barriers, each under the name of its instruction (DDI 0487, B2.3.12).
+//! Barriers, and the event that is sent after one, each under the name of its instruction (DDI 0487, B2.3.12).
 
 use core::arch::asm;
 
@@ -23,3 +23,8 @@ barrier!(dsb_nsh, "dsb nsh", "Earlier accesses and TLB maintenance have complete
 barrier!(dsb_nshst, "dsb nshst", "Earlier stores have completed for this CPU.");
 barrier!(dsb_sy, "dsb sy", "Earlier accesses and maintenance have completed for the full system.");
 barrier!(isb, "isb", "Later instructions see the effects of earlier context changes.");
+barrier!(
+    sev,
+    "sev",
+    "CPUs that wait by WFE go on. No barrier: what they are to see is completed by one before it."
+);

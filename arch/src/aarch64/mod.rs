@@ -3,6 +3,7 @@
 pub mod barrier;
 pub mod boot;
 pub mod daif;
+pub mod dcache;
 pub mod efi_call;
 pub mod hardware;
 pub mod icache;

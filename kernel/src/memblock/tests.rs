@@ -1,7 +1,7 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::platform::{Gic, Reservation};
+use crate::platform::{Cpu, Gic, Reservation};
 
 const K: u64 = 1 << 10;
 const M: u64 = 1 << 20;
@@ -41,6 +41,38 @@ fn new(platform: &Platform<'_>) -> Result<MemBlock, MemError> {
 
 fn gib() -> Platform<'static> {
     platform(&[(0x4000_0000, 0x8000_0000)], &[])
+}
+
+/// A Raspberry Pi with 8 GiB whose tree reserves nothing.
+#[test]
+fn page_0_and_spin_tables_are_reserved() {
+    let above = 4 * K * M;
+    let mut platform = platform(
+        &[(0, 0x3b40_0000), (0x4000_0000, 0xfc00_0000), (above, 2 * above), (2 * above, 9 * K * M)],
+        &[],
+    );
+    let cpu = |mpidr, release| Cpu { mpidr, enable: EnableMethod::SpinTable(PhysAddr::new(release)) };
+    platform.cpus.extend([cpu(0, 0xd8), cpu(1, 0x3000_0ff8), cpu(2, 0xa000_0000)]);
+    let map =
+        MemBlock::new(&platform, range(0x20_0000, 0x30_0000), range(0x2eff_0000, 0x2eff_a000), Granule::K4);
+    let map = map.unwrap();
+    assert_eq!(
+        map.ram().collect::<Vec<_>>(),
+        [range(0, 0x3b40_0000), range(0x4000_0000, 0xfc00_0000), range(above, 9 * K * M)]
+    );
+    assert_eq!(map.mapped().collect::<Vec<_>>(), map.ram().collect::<Vec<_>>());
+    assert_eq!(
+        map.free().collect::<Vec<_>>(),
+        [
+            range(0x1000, 0x20_0000),
+            range(0x30_0000, 0x2eff_0000),
+            range(0x2eff_a000, 0x3000_0000),
+            range(0x3000_1000, 0x3b40_0000),
+            range(0x4000_0000, 0xa000_0000),
+            range(0xa000_1000, 0xfc00_0000),
+            range(above, 9 * K * M),
+        ]
+    );
 }
 
 #[test]
@@ -237,7 +269,8 @@ fn as_many_ranges_as_a_platform_may_have_fit() {
         }
         given += 1;
     }
-    assert_eq!(given, MAX_RESERVED - MAX_RANGES - 3);
+    // Beside these: Image, device tree, initrd, page 0.
+    assert_eq!(given, MAX_RESERVED - MAX_RANGES - 4);
     assert_eq!(map.allocated(), given as u64 * 4 * K);
 }
 
