@@ -16,8 +16,9 @@ static ENDING: AtomicUsize = AtomicUsize::new(NOBODY);
 static STEP: AtomicU8 = AtomicU8::new(0);
 
 /// Ends the machine: with `code` as the emulator's exit status by semihosting, else by PSCI, which
-/// carries no status, else by stopping this CPU. The first CPU that calls it does so; further ones
-/// stop where they are.
+/// carries no status, else by a line that says so and stopping this CPU. Where nobody answers semihosting, as on
+/// a board, its instruction is undefined, and the exception goes on behind it. The first CPU that calls it does so; further
+/// ones stop where they are.
 pub(crate) fn exit(code: u8) -> ! {
     let _ = daif::save_and_mask();
     if code == 0 && panic::is_reporting() {
@@ -36,6 +37,12 @@ pub(crate) fn exit(code: u8) -> ! {
             0 => console::flush(),
             1 => _ = semihosting::exit(code),
             2 => _ = psci::system_off(),
+            3 => {
+                console::emergency(format_args!(
+                    "pleat: ended with status {code}; nothing here switches the machine off\n"
+                ));
+                console::flush();
+            }
             _ => stop(),
         }
     }

@@ -215,15 +215,27 @@ drop_to_el1:
 3:      adr_l   x1, el3_message
 
 // Says the NUL-terminated text at x1 and ends the machine with status 2, both by semihosting; there
-// is no other console this early. Does not return.
+// is no other console this early. Where nobody answers, as on a board, `hlt` is undefined: then the CPU just stops.
+// MMU off. Does not return.
 early_fatal:
+        adr_l   x2, el2_vectors                 // at any EL: its own synchronous exceptions lead to `stop`
+        mrs     x0, CurrentEL
+        cmp     x0, #(2 << 2)
+        b.lo    1f
+        b.hi    2f
+        msr     vbar_el2, x2
+        b       3f
+1:      msr     vbar_el1, x2
+        b       3f
+2:      msr     vbar_el3, x2
+3:      isb
         mov     x0, #0x04                       // SYS_WRITE0
         hlt     #0xf000
         adr_l   x1, early_fatal_block
         mov     x0, #0x18                       // SYS_EXIT
         hlt     #0xf000
-1:      wfi
-        b       1b
+stop:   wfi
+        b       stop
 
 // Fills the early tables: this page, the Image's second, at its own address in `idmap_root`, the Image at its high
 // address in `early_root`. Table pages are zero. Clobbers x0 to x10.
@@ -412,7 +424,13 @@ replace_ttbr1_low:
 .section .text.el2_vectors, "ax"
 .balign 0x800
 el2_vectors:
-        .rept   8
+        .rept   4
+        .balign 0x80
+        b       el2_unexpected
+        .endr
+        .balign 0x80
+        b       stop                            // from this level: the `hlt` of early_fatal, see there
+        .rept   3
         .balign 0x80
         b       el2_unexpected
         .endr
