@@ -48,3 +48,15 @@ image_sizes() {
     echo "Image $with: $(kib "$(image_bytes "$1")") KiB," \
         "$(kib "$(image_memory_bytes "$1")") KiB in memory"
 }
+
+# run_card ARGUMENT...: the program that writes and reads cards for a Raspberry Pi, built first. Prints why it fails.
+run_card() {
+    host_cargo build --quiet --package pleat-card --release >&2 || {
+        echo "the program that writes and reads cards could not be built"
+        return 1
+    }
+    "$TARGET_DIR/release/pleat-card" "$@" 2>&1
+}
+
+# card_files CARD: prints the directory for what is read from the image of a card.
+card_files() { echo "$OUT_DIR/cards/$(realpath -- "$1" | sha256sum | cut -c1-16)"; }

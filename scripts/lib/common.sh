@@ -5,7 +5,7 @@
 # standard error, so that `scripts/run > log` keeps exactly what the kernel printed.
 
 # Exit statuses beside 0. A verdict against the kernel is 1.
-readonly EXIT_USAGE=2 # a bad option, or something that is not built yet
+readonly EXIT_USAGE=2 # a bad option
 readonly EXIT_SETUP=3 # a tool is missing and could not be installed, or the build failed
 
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)

@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# The one place that knows QEMU's command line. Sourced after setup.sh.
+# The one place that knows QEMU's command line. Sourced after setup.sh and raspi.sh.
 
 # Where a boot with --image-at keeps what QEMU's own loader would have provided: below the lowest
 # address for an Image and above the device tree that QEMU itself puts at the start of RAM.
@@ -74,8 +74,36 @@ firmware_command() {
     QEMU_COMMAND+=(-drive "file=fat:${esp//,/,,},format=raw,if=none,id=esp,readonly=on" -device virtio-blk-device,drive=esp)
 }
 
+# pi_command: sets QEMU_COMMAND for a Raspberry Pi 4, whose first UART is the PL011 and second the mini-UART.
+pi_command() {
+    local files dtb=${opt_dtb:-$PI_FILES/$PI_DTB} line=$opt_args initrd=$opt_initrd word console=
+    local -a serial=(-serial stdio -serial null)
+    if [[ -n $opt_sdcard ]]; then
+        files=$(card_files "$opt_sdcard")
+        dtb=$files/dtb line=$(<"$files/cmdline") initrd=
+        [[ ! -e $files/initrd ]] || initrd=$files/initrd
+    fi
+    for word in $line; do
+        [[ $word != console=tty@(AMA0|S0|S1)?(,*) ]] || console=${word#console=}
+    done
+    # Its device tree says the mini-UART.
+    [[ -n $console$opt_sdcard ]] || line="console=ttyAMA0${line:+ $line}"
+    [[ $console != ttyS* ]] || serial=(-serial null -serial stdio)
+    QEMU_COMMAND=("$QEMU" -machine raspi4b -display none -monitor none "${serial[@]}" -nic none
+        -semihosting-config "enable=on,target=native" -kernel "$opt_image" -dtb "$dtb")
+    [[ -z $line ]] || QEMU_COMMAND+=(-append "$line")
+    [[ -z $initrd ]] || QEMU_COMMAND+=(-initrd "$initrd")
+    # shellcheck disable=SC2054 # commas are QEMU's
+    [[ -z $opt_sdcard ]] || QEMU_COMMAND+=(-drive "file=${opt_sdcard//,/,,},format=raw,if=sd,snapshot=on")
+    QEMU_COMMAND+=("${opt_qemu[@]}")
+}
+
 # qemu_command: sets QEMU_COMMAND from the options (the opt_ variables of scripts/run).
 qemu_command() {
+    [[ $opt_machine == virt ]] || {
+        pi_command
+        return
+    }
     local machine=virt,gic-version=$opt_gic
     [[ $opt_el == 1 ]] || machine+=,virtualization=on
     # With ACPI, edk2 has no device tree.

@@ -31,6 +31,9 @@ impl Default for Machine {
 }
 
 impl Machine {
+    /// QEMU's `raspi4b`, which is a machine of its own: these are not options for it.
+    pub const RASPBERRY_PI_4: Self = Self { cpu: "cortex-a72", el: 2, gic: 2, memory: "2G", smp: 4 };
+
     /// The options for a boot of the kernel on this machine.
     pub fn options(&self) -> Boot {
         Boot::kernel()
@@ -74,7 +77,11 @@ impl Machine {
         self.runs_with(|boot| boot.option("--image-at", address).option("--dtb", dtb));
     }
 
-    fn is_whole(&self, outcome: &Outcome) {
+    /// Asserts of a boot of this machine, however it was started, that every test that the kernel has ran and passed.
+    ///
+    /// # Panics
+    /// Where that is not so.
+    pub fn is_whole(&self, outcome: &Outcome) {
         let report = outcome.passed();
         assert_eq!(report.names(), suite(), "{outcome}");
         for (name, reason) in report.skipped() {

@@ -4,6 +4,7 @@
 //! RAM as it is (`--image-at`, `--dtb`).
 
 use std::fs;
+use std::path::Path;
 
 use dtoolkit::Node;
 use dtoolkit::fdt::Fdt;
@@ -29,8 +30,16 @@ impl Tree {
         let path = scratch.path("qemu.dtb");
         let outcome = boot.clone().option("--dump-dtb", &path).run();
         assert_eq!(outcome.status, Some(0), "{outcome}");
-        let bytes = fs::read(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
-        let fdt = Fdt::new(&bytes).unwrap_or_else(|error| panic!("QEMU's device tree: {error}"));
+        Self::load(&path)
+    }
+
+    /// The tree in a file.
+    ///
+    /// # Panics
+    /// Where there is none.
+    pub fn load(path: &Path) -> Self {
+        let bytes = fs::read(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+        let fdt = Fdt::new(&bytes).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
         Self(DeviceTree::from_fdt(&fdt))
     }
 
@@ -46,6 +55,13 @@ impl Tree {
     #[must_use]
     pub fn without_node(mut self, name: &str) -> Self {
         self.0.root.remove_child(name).unwrap_or_else(|| panic!("no node /{name}"));
+        self
+    }
+
+    /// Adds a child of the root.
+    #[must_use]
+    pub fn with_node(mut self, name: &str, properties: &[(&str, Vec<u8>)]) -> Self {
+        self.0.root.add_child(node(name, properties.iter().cloned()));
         self
     }
 

@@ -1,7 +1,7 @@
 //! The options of `scripts/run`: what is wrong is said in one line, and `--print` shows what would run.
 //! Nothing is set up, built or booted here.
 
-use pleat_host_tests::boot::{Boot, Outcome, USAGE};
+use pleat_host_tests::boot::{Boot, Outcome, Scratch, USAGE};
 
 /// Asserts that the script refuses its options with one line that holds `reason`.
 fn refused(outcome: &Outcome, reason: &str) {
@@ -76,8 +76,84 @@ fn what_does_not_go_together_is_refused() {
 }
 
 #[test]
-fn what_is_not_built_yet_says_so() {
-    refused(&Boot::new().option("--machine", "raspi4b").run(), "--machine raspi4b is not built yet");
+fn a_raspberry_pi_is_what_it_is() {
+    let pi = || Boot::new().option("--machine", "raspi4b");
+    for (option, value) in
+        [("--cpu", "max"), ("--smp", "2"), ("--memory", "1G"), ("--el", "1"), ("--gic", "3")]
+    {
+        let outcome = pi().option(option, value).run();
+        refused(&outcome, "--machine raspi4b has no other than cortex-a72, 4 CPUs, 2G, EL2, GICv2");
+    }
+    refused(&pi().option("--firmware", "edk2").run(), "--machine raspi4b needs --firmware none");
+    refused(
+        &pi().option("--image-at", "0x40200000").run(),
+        "--image-at, --x0 and --dump-dtb need --machine virt",
+    );
+    let card = pi().option("--sdcard", "/dev/null");
+    for option in ["--args", "--initrd", "--image"] {
+        refused(
+            &card.clone().option(option, "/dev/null").run(),
+            &format!("{option} does not go with --sdcard"),
+        );
+    }
+    refused(&pi().option("--sdcard", "/no/such/file").run(), "the file '/no/such/file' is not there");
+    refused(&Boot::new().option("--sdcard", "/dev/null").run(), "--sdcard needs --machine raspi4b");
+
+    let scratch = Scratch::new();
+    // No tree, a header without more, and one that is cut off.
+    let tree = include_bytes!("../../../kernel/tests/data/rpi4-model.dtb");
+    for bytes in [&b"no tree"[..], &tree[..4], &tree[..40], &tree[..tree.len() - 1]] {
+        let outcome = pi().option("--dtb", scratch.write("tree.dtb", bytes)).run();
+        refused(&outcome, "is no whole device tree");
+    }
+    let dtb = scratch.write("tree.dtb", tree);
+    let outcome = printed(pi().option("--dtb", &dtb).option("--image", "/dev/null"));
+    let expected = format!("-kernel /dev/null -dtb {} -append console=ttyAMA0\n", dtb.display());
+    assert!(outcome.contains("-machine raspi4b ") && outcome.ends_with(&expected), "{outcome}");
+    // The first UART is the PL011.
+    for (args, serial) in [
+        ("selftest=list", "-serial stdio -serial null"),
+        ("console=ttyS0", "-serial null -serial stdio"),
+        ("console=ttyS1,115200 a", "-serial null -serial stdio"),
+        ("console=ttyS0 console=ttyAMA0", "-serial stdio -serial null"),
+        ("console=ttyS0 console=tty1", "-serial null -serial stdio"),
+    ] {
+        let outcome = printed(pi().option("--args", args));
+        assert!(outcome.contains(serial), "{args}: {outcome}");
+    }
+}
+
+/// Calls `scripts/sdcard` and asserts that it refuses that with one line that holds `reason`.
+fn no_card(words: &[&str], reason: &str) {
+    let script = pleat_host_tests::boot::source_root().join("scripts/sdcard");
+    let output = std::process::Command::new(script).args(words).output().expect("bash runs the script");
+    let messages = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(USAGE), "{messages}");
+    assert_eq!(messages.lines().count(), 1, "{messages}");
+    assert!(messages.contains(reason), "expected `{reason}`: {messages}");
+}
+
+#[test]
+fn a_card_is_a_file() {
+    let scratch = Scratch::new();
+    let link = scratch.path("link");
+    std::os::unix::fs::symlink("/dev/null", &link).expect("a link in the test's own directory");
+    for device in ["/dev/null", "/dev/no-such-card", "/dev/../dev/mmcblk0", link.to_str().expect("ASCII")] {
+        no_card(&[device], &format!("'{device}' is a device"));
+    }
+    let directory = scratch.path("");
+    no_card(&[directory.to_str().expect("ASCII")], "is there and no file");
+    no_card(&["/no/such/directory/card.img"], "its directory is not there");
+    no_card(&[], "the name of the image to be written is missing");
+    no_card(&["a.img", "b.img"], "'b.img' is a second name for the image");
+    no_card(&["--frobnicate", "a.img"], "there is no option '--frobnicate'");
+    no_card(&["a.img", "--initrd"], "--initrd needs a value");
+    no_card(&["--initrd", "/no/such/file", "a.img"], "the file '/no/such/file' is not there");
+    no_card(&["--image", "/no/such/file", "a.img"], "the file '/no/such/file' is not there");
+    no_card(
+        &["--firmware-dir", "/no/such/directory", "a.img"],
+        "the directory '/no/such/directory' is not there",
+    );
 }
 
 #[test]
@@ -98,7 +174,7 @@ fn help_names_every_option() {
     let outcome = Boot::new().flag("--help").run();
     assert_eq!(outcome.status, Some(0), "{outcome}");
     let options = "--machine --firmware --cpu --smp --memory --el --gic --args --initrd --qemu --timeout \
-                   --build --print --help --image --image-at --dtb --x0 --dump-dtb";
+                   --build --print --help --sdcard --image --image-at --dtb --x0 --dump-dtb";
     for option in options.split_whitespace() {
         assert!(outcome.console.contains(&format!("  {option} ")), "{option}\n{outcome}");
     }

@@ -1,0 +1,238 @@
+//! A Raspberry Pi 4 as QEMU has it, with the device tree of Debian's kernel, which `scripts/test` has fetched: the whole
+//! suite, and the image of its SD card.
+
+use std::env;
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use pleat_host_tests::boot::{Boot, Outcome, Scratch, kernel_image, source_root};
+use pleat_host_tests::suite::Machine;
+use pleat_host_tests::tree::Tree;
+
+fn pi() -> Boot {
+    Boot::kernel().option("--machine", "raspi4b")
+}
+
+/// What `scripts/test` has fetched.
+fn files() -> PathBuf {
+    kernel_image().parent().and_then(Path::parent).expect("it is two levels deep").join("raspi4b")
+}
+
+fn tree() -> Tree {
+    Tree::load(&files().join("bcm2711-rpi-4-b.dtb"))
+}
+
+/// Boots with an edited tree, of which QEMU replaces nodes of memory that are so called.
+fn boot_with(tree: &Tree, args: &str) -> Outcome {
+    let scratch = Scratch::new();
+    pi().option("--dtb", scratch.write("tree.dtb", &tree.to_dtb())).option("--args", args).run()
+}
+
+fn cells(values: &[u32]) -> Vec<u8> {
+    values.iter().flat_map(|value| value.to_be_bytes()).collect()
+}
+
+#[test]
+fn the_whole_suite() {
+    let outcome = pi().run();
+    Machine::RASPBERRY_PI_4.is_whole(&outcome);
+    assert!(outcome.console.contains("on Raspberry Pi 4 Model B"), "{outcome}");
+    assert!(outcome.console.contains("CPU 0x410fd083 entered at EL2, runs at EL1"), "{outcome}");
+    assert!(outcome.console.contains("4 CPUs run"), "{outcome}");
+    // A Cortex-A72 has none of these.
+    let none = "MMU: Features { tlb_range: false, hafdbs: None, bbm_no_abort: false }, level hints false";
+    assert!(outcome.console.contains(none), "{outcome}");
+    // Its tree has none, so nobody was asked.
+    assert!(!outcome.console.contains("PSCI"), "{outcome}");
+}
+
+/// RAM on both sides of the VideoCore's.
+#[test]
+fn memory_with_a_hole() {
+    let upper = [("device_type", b"memory\0".to_vec()), ("reg", cells(&[0, 0x4000_0000, 0x4000_0000]))];
+    let outcome = boot_with(&tree().with_node("ram@40000000", &upper), "");
+    Machine::RASPBERRY_PI_4.is_whole(&outcome);
+    assert!(outcome.console.contains("memory: 2031616 KiB in 2 ranges, 2031616 KiB mapped"), "{outcome}");
+}
+
+#[test]
+fn the_mini_uart_is_a_console() {
+    for console in ["ttyS0", "ttyS1,115200n8"] {
+        let outcome = pi().option("--args", format!("console={console} selftest=boot.*")).run();
+        outcome.passed();
+        assert!(!outcome.console.contains("warning: unknown boot argument"), "{outcome}");
+    }
+}
+
+/// As a board is: the instruction of semihosting is undefined, and no firmware can be called.
+#[test]
+fn the_end_on_a_board_is_no_fault() {
+    let without = |args| {
+        let outcome = pi()
+            .option("--args", args)
+            .option("--qemu", "-semihosting-config enable=off")
+            .option("--timeout", "30")
+            .run();
+        outcome.failed("no end after 30 s");
+        assert!(outcome.lines_after("pleat: panic: ").is_empty(), "{outcome}");
+        outcome
+    };
+    let outcome = without("selftest=boot.*");
+    let report = outcome.report().unwrap_or_else(|error| panic!("{error}\n{outcome}"));
+    assert!(report.failed == 0 && report.passed > 0, "{outcome}");
+    assert_eq!(
+        outcome.lines_after("pleat: "),
+        ["ended with status 0; nothing here switches the machine off"]
+    );
+
+    let outcome = without("loglevel=loud");
+    let said = outcome.lines_after("pleat: ");
+    assert!(said.len() == 2 && said[0].starts_with("fatal: bootargs: "), "{outcome}");
+    assert_eq!(said[1], "ended with status 2; nothing here switches the machine off");
+}
+
+#[test]
+fn a_release_address_must_be_memory() {
+    let fatal = |address: [u32; 2]| {
+        let tree = tree().property("/cpus/cpu@1", "cpu-release-addr", cells(&address));
+        let outcome = boot_with(&tree, "");
+        outcome.failed("no summary line was printed (exit status 2)");
+        let said = outcome.lines_after("pleat: fatal: ");
+        assert_eq!(said.len(), 1, "{outcome}");
+        said[0].to_owned()
+    };
+    let unmapped = "CPU 0x1 can't be started: its `cpu-release-addr`";
+    // The VideoCore's, and beyond the linear map.
+    for address in [[0, 0x3d00_0000], [0x8000, 0]] {
+        let said = fatal(address);
+        assert!(said.starts_with(unmapped) && said.ends_with("is not in RAM that may be mapped"), "{said}");
+    }
+    let misaligned = fatal([0, 0xe4]);
+    assert!(
+        misaligned.contains("`cpu-release-addr` of CPU 0x1 is missing, malformed or not aligned"),
+        "{misaligned}"
+    );
+}
+
+/// Calls `scripts/sdcard`.
+fn sdcard(out: &Path, options: &[&str]) -> Output {
+    let mut command = Command::new(source_root().join("scripts/sdcard"));
+    command.args(["--image".as_ref(), kernel_image().as_os_str()]).args(options).arg(out);
+    command.output().expect("bash runs the script")
+}
+
+fn make(out: &Path, options: &[&str]) -> String {
+    let output = sdcard(out, options);
+    let messages = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{messages}");
+    // What writes it to a card, and nothing else, is on standard output.
+    let command = String::from_utf8(output.stdout).expect("it is text");
+    assert_eq!(
+        command,
+        format!("sudo dd if={} of=/dev/sdX bs=4M conv=fsync status=progress\n", out.display())
+    );
+    messages.into_owned()
+}
+
+#[test]
+fn the_card_is_the_same_twice_and_boots() {
+    let scratch = Scratch::new();
+    let (first, second) = (scratch.path("first.img"), scratch.path("second.img"));
+    make(&first, &[]);
+    make(&second, &[]);
+    let bytes = fs::read(&first).expect("it was written");
+    assert!(bytes == fs::read(&second).expect("it was written"), "two runs made different cards");
+
+    let outcome = Boot::new().option("--machine", "raspi4b").option("--sdcard", &first).run();
+    Machine::RASPBERRY_PI_4.is_whole(&outcome);
+    assert!(bytes == fs::read(&first).expect("it was written"), "a boot changed the card");
+}
+
+#[test]
+fn a_card_has_arguments_and_an_initrd() {
+    let scratch = Scratch::new();
+    let initrd = scratch.write("initrd", &vec![0x5a; 1_000_001]);
+    let card = scratch.path("card.img");
+    let initrd = initrd.to_str().expect("ASCII");
+    make(&card, &["--args", "selftest=boot.* console=ttyS1 \"a b\"", "--initrd", initrd]);
+    let outcome = Boot::new().option("--machine", "raspi4b").option("--sdcard", &card).run();
+    assert!(outcome.passed().names().iter().all(|name| name.starts_with("boot.")), "{outcome}");
+    assert!(outcome.console.contains("unknown boot argument `\"a b\"`"), "{outcome}");
+
+    let print = Boot::new().option("--machine", "raspi4b").option("--sdcard", &card).flag("--print").run();
+    assert!(print.console.contains("if=sd,snapshot=on") && print.console.contains("-initrd "), "{print}");
+}
+
+#[test]
+fn firmware_that_is_not_all_there() {
+    let scratch = Scratch::new();
+    let directory = scratch.path("firmware");
+    let fresh = || {
+        let _ = fs::remove_dir_all(&directory);
+        fs::create_dir(&directory).expect("in the test's own directory");
+        for name in ["start4.elf", "fixup4.dat", "LICENCE.broadcom", "bcm2711-rpi-4-b.dtb"] {
+            fs::copy(files().join(name), directory.join(name)).expect("scripts/test has fetched it");
+        }
+    };
+    let card = scratch.path("card.img");
+    let options = ["--firmware-dir", directory.to_str().expect("ASCII")];
+    let refused = |why: &str| {
+        let output = sdcard(&card, &options);
+        let messages = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(3), "{messages}");
+        let last = messages.lines().last().unwrap_or_default();
+        assert!(last.starts_with("sdcard: error: ") && last.contains(why), "expected `{why}`: {messages}");
+        assert!(!card.exists(), "half a card");
+    };
+    fresh();
+    make(&card, &options);
+    fs::remove_file(&card).expect("it was made");
+    for name in ["start4.elf", "fixup4.dat", "LICENCE.broadcom", "bcm2711-rpi-4-b.dtb"] {
+        fresh();
+        fs::remove_file(directory.join(name)).expect("it was copied");
+        refused(&format!("{name}: No such file"));
+        fs::write(directory.join(name), b"").expect("in the test's own directory");
+        refused(&format!("{name}: it is empty"));
+    }
+    fresh();
+    let dtb = fs::read(directory.join("bcm2711-rpi-4-b.dtb")).expect("it was copied");
+    fs::write(directory.join("bcm2711-rpi-4-b.dtb"), &dtb[..dtb.len() / 2])
+        .expect("in the test's own directory");
+    refused("the device tree bcm2711-rpi-4-b.dtb can't be read: truncated");
+}
+
+#[test]
+fn what_is_no_card_says_so() {
+    let scratch = Scratch::new();
+    let none = scratch.write("none.img", &[0; 4096]);
+    let outcome = Boot::new().option("--machine", "raspi4b").option("--sdcard", &none).run();
+    assert_eq!(outcome.status, Some(3), "{outcome}");
+    assert!(outcome.verdict().ends_with("none.img: this is no card with one FAT32 partition"), "{outcome}");
+}
+
+/// On a machine whose QEMU is older, and where no other can be had.
+#[test]
+fn a_qemu_without_the_board() {
+    let scratch = Scratch::new();
+    let stand_in = |name: &str, script: &str| {
+        let path = scratch.write(name, format!("#!/bin/sh\n{script}\n").as_bytes());
+        fs::set_permissions(path, fs::Permissions::from_mode(0o755)).expect("in the test's own directory");
+    };
+    stand_in(
+        "qemu-system-aarch64",
+        "case $* in *version*) echo 'QEMU emulator version 7.2.1';; *-cpu*) echo '  cortex-a72';; *) echo 'virt  QEMU';; esac",
+    );
+    // Asked for lists and packages, apt has none; and the backports are not added to this machine.
+    stand_in("apt-get", "exit 1");
+    stand_in("apt-cache", "echo n=bookworm-backports");
+    let path = format!("{}:{}", scratch.path("").display(), env::var("PATH").expect("there is one"));
+    let mut command = Command::new(source_root().join("scripts/run"));
+    let output =
+        command.args(["--machine", "raspi4b"]).env("PATH", path).output().expect("bash runs the script");
+    let messages = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(3), "{messages}");
+    let said = "run: error: QEMU 7.2.1 has no machine raspi4b: install QEMU 9.0 or later";
+    assert_eq!(messages.lines().last(), Some(said), "{messages}");
+}
