@@ -164,6 +164,12 @@ impl KernelElf {
         Ok(code)
     }
 
+    /// All words of the executable sections in order, what is data among them too.
+    pub fn words(&self) -> Vec<u32> {
+        let words = self.text.iter().flat_map(|(_, bytes)| bytes.chunks_exact(4));
+        words.map(|word| u32::from_le_bytes(word.try_into().expect("four bytes"))).collect()
+    }
+
     /// Whether the last mapping symbol at or before an address says that data follows.
     fn is_data(&self, address: u64) -> bool {
         let marks = |name: &str, kind: &str| name == kind || name.starts_with(&format!("{kind}."));

@@ -194,3 +194,52 @@ fn without_the_feature_the_gate_does_not_check() {
         (instructions(&with, "7contpte4fold17h"), instructions(&without, "7contpte4fold17h"));
     assert!(without.len() <= with.len(), "fold: {} and {} instructions", without.len(), with.len());
 }
+
+/// QEMU needs none of it: docs/caches.md says what it is for.
+#[test]
+fn cache_maintenance_is_where_hardware_needs_it() {
+    const IC_IALLU: u32 = 0xd508_751f;
+    const MSR_SCTLR_EL1: u32 = 0xd518_1000;
+    const SEV: u32 = 0xd503_209f;
+    const DSB_SY: u32 = 0xd503_3f9f;
+    const DC_CIVAC: u32 = 0xd50b_7e20;
+    // Without the register that an instruction names.
+    let operation = |word: u32| word & !0x1f;
+    for_each_image(|_, elf| {
+        let symbol = |name| elf.symbol(name).unwrap();
+        let boot = elf.code(symbol("_idmap_start"), symbol("_idmap_end")).unwrap();
+        // Where `primary_start` calls a function.
+        let calls = |name| {
+            let (start, end) = (symbol("primary_start"), symbol("secondary_start"));
+            let target = symbol(name);
+            let code = boot.iter().filter(move |(address, _)| (start..end).contains(address));
+            code.filter(move |&&(address, word)| {
+                let offset = i64::from((word << 6) as i32 >> 4);
+                word >> 26 == 0b10_0101 && address.wrapping_add_signed(offset) == target
+            })
+            .map(|&(address, _)| address)
+            .collect::<Vec<_>>()
+        };
+        let (invalidations, tables) = (calls("invalidate_dcache"), calls("build_early_tables"));
+        assert!(
+            matches!((&*invalidations, &*tables), ([before, after], [tables]) if before < tables && tables < after),
+            "{invalidations:x?} around {tables:x?}"
+        );
+
+        let enable: Vec<_> = boot.iter().filter(|(address, _)| *address >= symbol("enable_mmu")).collect();
+        let on = enable.iter().position(|(_, word)| operation(*word) == MSR_SCTLR_EL1).unwrap();
+        assert!(enable[..on].iter().any(|&&(_, word)| word == IC_IALLU), "old instructions are executed");
+
+        // The one event is that for a CPU at a spin table.
+        let text = elf.words();
+        let events: Vec<_> = (0..text.len()).filter(|&at| text[at] == SEV).collect();
+        let [event] = events[..] else { panic!("events at {events:x?}") };
+        let before = &text[event - 32..event];
+        let barrier = before.iter().rposition(|&word| word == DSB_SY).expect("a dsb sy before the sev");
+        let clean = before[..barrier].iter().rposition(|&word| operation(word) == DC_CIVAC);
+        let clean = clean.expect("a dc civac before the dsb sy");
+        // STR (immediate, 64 bits), unsigned offset.
+        let store = before[..clean].iter().any(|word| word & 0xffc0_0000 == 0xf900_0000);
+        assert!(store, "a store before the dc civac: {before:x?}");
+    });
+}
