@@ -27,6 +27,8 @@ pub enum Selftest<'a> {
 pub enum Bench {
     /// The public calls on entries of user memory.
     Ptep,
+    /// How far the TLB reaches, with and without the Contiguous bit.
+    Tlb,
 }
 
 /// Whose page tables are dumped.
@@ -124,7 +126,7 @@ macro_rules! options {
 
 options! {
     /// `bench=`: a benchmark to be run in place of the self-tests, of whose parts `selftest=` selects.
-    "bench": bench: Option<Bench> = None, read_bench, "`ptep`";
+    "bench": bench: Option<Bench> = None, read_bench, "`ptep` or `tlb`";
     /// `loglevel=`: the least severe messages that are printed.
     "loglevel": log_level: LevelFilter = LevelFilter::Info, read_level, "off, error, warn, info, debug, trace or 0 to 8";
     /// `ptdump=`: page tables to be printed before anything runs.
@@ -187,6 +189,7 @@ fn read_level(value: Option<&str>) -> Option<LevelFilter> {
 fn read_bench(value: Option<&str>) -> Option<Option<Bench>> {
     match value? {
         "ptep" => Some(Some(Bench::Ptep)),
+        "tlb" => Some(Some(Bench::Tlb)),
         _ => None,
     }
 }
@@ -342,9 +345,10 @@ mod tests {
     #[test]
     fn benchmarks_have_names() {
         assert_eq!((parse("").bench, parse("bench=ptep").bench), (None, Some(Bench::Ptep)));
+        assert_eq!(parse("bench=tlb").bench, Some(Bench::Tlb));
         for word in ["bench", "bench=", "bench=all", "bench=Ptep"] {
             let error = BootArgs::parse(word).unwrap_err();
-            assert_eq!(error, BootArgsError::InvalidValue { word, expected: "`ptep`" });
+            assert_eq!(error, BootArgsError::InvalidValue { word, expected: "`ptep` or `tlb`" });
         }
     }
 

@@ -9,6 +9,7 @@ pub mod hardware;
 pub mod icache;
 pub mod icc;
 pub mod id;
+pub mod pmu;
 pub mod probe;
 pub mod semihosting;
 pub mod trap;

@@ -1,12 +1,13 @@
 //! Benchmarks in place of the self-tests: `bench=` among the boot arguments.
 //!
-//! What is counted are instructions, by QEMU's `-icount shift=0`: the virtual counter then advances by one for each.
+//! `ptep`: what is counted are instructions, by QEMU's `-icount shift=0`: the virtual counter then advances by one for each.
 //! The harness is that of the self-tests: a benchmark fails where it can't count, where two counts of the same call
-//! differ, or where one exceeds its bound.
+//! differ, or where one exceeds its bound. `tlb`: cycles and TLB refills, by the PMU; the figures are for a person to judge.
 
 mod operations;
 mod order_0;
 mod ptep;
+mod tlb;
 mod world;
 
 use core::arch::naked_asm;
@@ -25,6 +26,8 @@ const PTEP: &[Test] = &[
     Test::new("bench.order_0_pays_no_gate", order_0::pays_no_gate),
 ];
 
+const TLB: &[Test] = &[Test { seconds: 300, ..Test::new("bench.tlb_reach", tlb::reach) }];
+
 /// Runs a benchmark and ends the machine.
 pub(crate) fn main(
     platform: &Platform<'_>,
@@ -34,6 +37,7 @@ pub(crate) fn main(
 ) -> ! {
     let tests = match bench {
         Bench::Ptep => PTEP,
+        Bench::Tlb => TLB,
     };
     harness::main(&Context { platform, memblock }, arguments, tests)
 }

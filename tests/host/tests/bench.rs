@@ -63,9 +63,52 @@ fn cpus_that_take_turns_are_refused() {
     assert!(outcome.lines().any(|line| line.starts_with("# there are 2 CPUs")), "{outcome}");
 }
 
+/// A table and a plot, which say that an emulator's TLB is not what they are about.
+#[test]
+fn the_reach_of_the_tlb_is_measured() {
+    for cpu in CPUS {
+        let boot = Boot::kernel().option("--cpu", cpu).option("--args", "bench=tlb");
+        let outcome = boot.run();
+        assert_eq!(outcome.passed().names(), ["bench.tlb_reach"], "{outcome}");
+        let rows: Vec<Vec<&str>> = outcome
+            .lines()
+            .filter(|line| line.starts_with("| ") && line.contains("iB |"))
+            .map(|line| line.trim_matches([' ', '|']).split(" | ").collect())
+            .collect();
+        let sizes: Vec<_> = rows.iter().map(|row| row[0]).collect();
+        let expected = [
+            "64 KiB", "128 KiB", "256 KiB", "512 KiB", "1 MiB", "2 MiB", "4 MiB", "8 MiB", "16 MiB",
+            "32 MiB", "64 MiB", "128 MiB",
+        ];
+        assert_eq!(sizes, expected, "{outcome}");
+        for row in &rows {
+            let cycles = row[1..3].iter().map(|cell| cell.parse::<f64>().expect("a number"));
+            assert!(cycles.into_iter().all(|cycles| cycles > 0.0), "{row:?}\n{outcome}");
+            assert_eq!(row[3..], ["-", "-"], "QEMU counts no refills\n{outcome}");
+        }
+        assert_eq!(
+            outcome.lines_after("# ").iter().filter(|line| line.contains(" |")).count(),
+            24,
+            "{outcome}"
+        );
+        assert!(outcome.console.contains("an emulator's cycles say nothing of a TLB"), "{outcome}");
+    }
+}
+
+#[test]
+fn without_a_pmu_no_tlb_is_measured() {
+    let boot = Boot::kernel().option("--cpu", "cortex-a72,pmu=off").option("--args", "bench=tlb");
+    let outcome = boot.run();
+    outcome.failed("0 passed, 1 failed");
+    assert!(outcome.lines().any(|line| line == "# this CPU has no PMUv3"), "{outcome}");
+}
+
 #[test]
 fn an_unknown_benchmark_is_refused() {
     let outcome = Boot::kernel().option("--args", "bench=all").run();
     outcome.failed("exit status 2");
-    assert_eq!(outcome.lines_after("pleat: fatal: "), ["bootargs: `bench=all`: the value must be `ptep`"]);
+    assert_eq!(
+        outcome.lines_after("pleat: fatal: "),
+        ["bootargs: `bench=all`: the value must be `ptep` or `tlb`"]
+    );
 }
