@@ -207,7 +207,7 @@ fn write_partition_table(card: &mut [u8], sectors: u32) -> Result<(), mbrman::Er
     table.write_into(&mut disk)
 }
 
-/// What the firmware would start from a card as [`write`] makes it: what its config.txt names, read from its partition.
+/// What the firmware would start from a card as [`write()`] makes it: what its config.txt names, read from its partition.
 ///
 /// # Errors
 /// Where it is none, or something is missing.

@@ -212,27 +212,52 @@ fn what_is_no_card_says_so() {
     assert!(outcome.verdict().ends_with("none.img: this is no card with one FAT32 partition"), "{outcome}");
 }
 
+/// A program that is found before the machine's own of this name.
+fn stand_in(directory: &Scratch, name: &str, script: &str) {
+    let path = directory.write(name, format!("#!/bin/sh\n{script}\n").as_bytes());
+    fs::set_permissions(path, fs::Permissions::from_mode(0o755)).expect("in the test's own directory");
+}
+
+/// Calls a script that finds these programs first, and asserts that it fails to set up, with this last line.
+fn cannot_set_up(directory: &Scratch, script: &str, words: &[&str], said: &str) {
+    let path = format!("{}:{}", directory.path("").display(), env::var("PATH").expect("there is one"));
+    let mut command = Command::new(source_root().join("scripts").join(script));
+    // Where nothing was fetched yet.
+    command.args(words).env("PATH", path).env("CARGO_TARGET_DIR", directory.path("target"));
+    let output = command.output().expect("bash runs the script");
+    let messages = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(3), "{messages}");
+    assert_eq!(messages.lines().last(), Some(said), "{messages}");
+}
+
+#[test]
+fn an_archive_that_is_out_of_reach() {
+    let scratch = Scratch::new();
+    stand_in(&scratch, "apt-get", "exit 100");
+    let image = kernel_image();
+    let card = scratch.path("card.img");
+    let words = ["--image", image.to_str().expect("ASCII"), card.to_str().expect("ASCII")];
+    let said = "sdcard: error: the Raspberry Pi's firmware and device tree could not be fetched from \
+                http://deb.debian.org/debian: give your own: --dtb FILE to scripts/run, --firmware-dir DIR to scripts/sdcard";
+    cannot_set_up(&scratch, "sdcard", &words, said);
+    assert!(!card.exists());
+    // Nothing half done is left to be taken for what was fetched.
+    let left = fs::read_dir(scratch.path("target/pleat")).expect("it was made").count();
+    assert_eq!(left, 0, "something is left of it");
+}
+
 /// On a machine whose QEMU is older, and where no other can be had.
 #[test]
 fn a_qemu_without_the_board() {
     let scratch = Scratch::new();
-    let stand_in = |name: &str, script: &str| {
-        let path = scratch.write(name, format!("#!/bin/sh\n{script}\n").as_bytes());
-        fs::set_permissions(path, fs::Permissions::from_mode(0o755)).expect("in the test's own directory");
-    };
     stand_in(
+        &scratch,
         "qemu-system-aarch64",
         "case $* in *version*) echo 'QEMU emulator version 7.2.1';; *-cpu*) echo '  cortex-a72';; *) echo 'virt  QEMU';; esac",
     );
     // Asked for lists and packages, apt has none; and the backports are not added to this machine.
-    stand_in("apt-get", "exit 1");
-    stand_in("apt-cache", "echo n=bookworm-backports");
-    let path = format!("{}:{}", scratch.path("").display(), env::var("PATH").expect("there is one"));
-    let mut command = Command::new(source_root().join("scripts/run"));
-    let output =
-        command.args(["--machine", "raspi4b"]).env("PATH", path).output().expect("bash runs the script");
-    let messages = String::from_utf8_lossy(&output.stderr);
-    assert_eq!(output.status.code(), Some(3), "{messages}");
+    stand_in(&scratch, "apt-get", "exit 1");
+    stand_in(&scratch, "apt-cache", "echo n=bookworm-backports");
     let said = "run: error: QEMU 7.2.1 has no machine raspi4b: install QEMU 9.0 or later";
-    assert_eq!(messages.lines().last(), Some(said), "{messages}");
+    cannot_set_up(&scratch, "run", &["--machine", "raspi4b"], said);
 }
