@@ -1,0 +1,146 @@
+//! Shared anonymous memory: pages that belong to no address space and to no file, for as long as a mapping of them is left.
+//!
+//! An [`Object`] is found by its place in the list of the [`Memory`], since a count of its own with the allocation that goes
+//! with it (`Arc`) can't fail but by ending the kernel.
+
+use alloc::vec::Vec;
+
+use arch::Granule;
+
+use crate::errno::Errno;
+use crate::frame::{Folio, RawFolio};
+use crate::memory::{Memory, block_order};
+
+/// What was mapped at once as shared anonymous memory.
+#[derive(Default)]
+pub(crate) struct Object {
+    /// Mappings of it; 0 where the place is free.
+    users: usize,
+    /// How many pages it has.
+    pages: u64,
+    /// The first page of each folio and a reference to the folio, in order.
+    folios: Vec<(u64, u64, RawFolio)>,
+}
+
+impl Object {
+    /// The place in `folios` of the folio that holds a page, or where it would be.
+    fn find(&self, page: u64) -> Result<usize, usize> {
+        let next = self.folios.partition_point(|(first, ..)| *first <= page);
+        match next.checked_sub(1).map(|index| &self.folios[index]) {
+            Some((first, pages, _)) if page - first < *pages => Ok(next - 1),
+            _ => Err(next),
+        }
+    }
+
+    /// Where a folio of `pages` pages from `first` on would be in `folios`, if none has any of them and all are in the object.
+    fn room(&self, first: u64, pages: u64) -> Option<usize> {
+        let (start, last) = (self.find(first), self.find(first + pages - 1));
+        start.err().filter(|_| start == last && first + pages <= self.pages)
+    }
+}
+
+/// A mapping's use of an [`Object`].
+pub(crate) struct Shared<'m> {
+    memory: &'m Memory<'m>,
+    place: usize,
+}
+
+impl<'m> Shared<'m> {
+    /// A new object of so many pages.
+    pub(crate) fn new(memory: &'m Memory<'m>, pages: u64) -> Result<Self, Errno> {
+        let mut objects = memory.objects.lock();
+        let place = match objects.iter().position(|object| object.users == 0) {
+            Some(place) => place,
+            None => {
+                objects.try_reserve(1).map_err(|_| Errno::ENOMEM)?;
+                objects.push(Object::default());
+                objects.len() - 1
+            }
+        };
+        objects[place] = Object { users: 1, pages, folios: Vec::new() };
+        Ok(Self { memory, place })
+    }
+
+    pub(crate) fn is_same(&self, other: &Self) -> bool {
+        self.place == other.place
+    }
+
+    /// The folio that holds a page and its first page, if there is one yet. `Err` behind the end.
+    pub(crate) fn folio(&self, page: u64) -> Result<Option<(u64, Folio<'m>)>, ()> {
+        let objects = self.memory.objects.lock();
+        let object = &objects[self.place];
+        if page >= object.pages {
+            return Err(());
+        }
+        Ok(object.find(page).ok().map(|index| {
+            let (first, _, raw) = &object.folios[index];
+            (*first, self.memory.frames().get(raw.pfn()).expect("the object has a reference"))
+        }))
+    }
+
+    /// As [`Self::folio`]; where there is none, one is made, of at most this order.
+    pub(crate) fn make_folio(&self, page: u64, largest: u8) -> Result<(u64, Folio<'m>), NoFolio> {
+        loop {
+            if let Some(found) = self.folio(page).map_err(|()| NoFolio::Beyond)? {
+                return Ok(found);
+            }
+            let (first, folio) = self.new_folio(page, largest)?;
+            let mut objects = self.memory.objects.lock();
+            let object = &mut objects[self.place];
+            // Another CPU may have filled some of it meanwhile.
+            let Some(index) = object.room(first, folio.frames()) else { continue };
+            object.folios.try_reserve(1).map_err(|_| NoFolio::OutOfMemory)?;
+            object.folios.insert(index, (first, folio.frames(), folio.clone().into_raw()));
+            return Ok((first, folio));
+        }
+    }
+
+    /// A zeroed folio for the largest aligned run of pages around `page` that has none, as memory allows.
+    fn new_folio(&self, page: u64, largest: u8) -> Result<(u64, Folio<'m>), NoFolio> {
+        let largest = largest.min(block_order(self.granule()));
+        for order in (0..=largest).rev() {
+            let first = page & !((1 << order) - 1);
+            if self.memory.objects.lock()[self.place].room(first, 1 << order).is_some()
+                && let Ok(folio) = self.memory.alloc_zeroed(order)
+            {
+                return Ok((first, folio));
+            }
+        }
+        Err(NoFolio::OutOfMemory)
+    }
+
+    fn granule(&self) -> Granule {
+        self.memory.granule()
+    }
+}
+
+/// Why a page has no folio.
+pub(crate) enum NoFolio {
+    /// It is behind the end.
+    Beyond,
+    OutOfMemory,
+}
+
+impl Clone for Shared<'_> {
+    fn clone(&self) -> Self {
+        self.memory.objects.lock()[self.place].users += 1;
+        Self { memory: self.memory, place: self.place }
+    }
+}
+
+impl Drop for Shared<'_> {
+    fn drop(&mut self) {
+        let folios = {
+            let mut objects = self.memory.objects.lock();
+            let object = &mut objects[self.place];
+            object.users -= 1;
+            if object.users > 0 {
+                return;
+            }
+            core::mem::take(&mut object.folios)
+        };
+        for (_, _, raw) in folios {
+            drop(self.memory.frames().from_raw(raw));
+        }
+    }
+}
