@@ -7,10 +7,19 @@ use arch::{Mmu, PteValue, Table, VirtAddr};
 use arrayvec::ArrayVec;
 
 use crate::Mm;
-use crate::frame::Folio;
+use crate::frame::{Folio, FolioRef, FrameMap};
+use crate::mm_struct::Kind;
 use crate::tlb;
 
-/// Folios that wait for a flush before they are given back; a further one flushes first.
+/// What waits for a flush before it is given back; a further one flushes first.
+enum Freed<'m> {
+    /// A reference.
+    Folio(Folio<'m>),
+    /// So many mappings of a folio.
+    Mappings(FolioRef<'m>, u32),
+}
+
+/// How much may wait.
 const BATCH: usize = 32;
 
 /// Ranges of pages that wait for a flush apart from each other; a further one flushes first.
@@ -29,7 +38,7 @@ pub struct PteGuard<'a, 'm, M: Mmu> {
     base: u64,
     /// Indices of entries whose old translation may still be cached.
     pending: ArrayVec<Range<usize>, RANGES>,
-    freed: ArrayVec<Folio<'m>, BATCH>,
+    freed: ArrayVec<Freed<'m>, BATCH>,
     /// The mm is `efi_mm`: so that each call looks at one byte.
     #[cfg(feature = "efi")]
     efi: bool,
@@ -53,7 +62,7 @@ impl<'a, 'm, M: Mmu> PteGuard<'a, 'm, M> {
             pending: ArrayVec::new(),
             freed: ArrayVec::new(),
             #[cfg(feature = "efi")]
-            efi: matches!(mm.kind(), crate::mm_struct::Kind::Efi { .. }),
+            efi: matches!(mm.kind(), Kind::Efi { .. }),
             _lock: lock,
         }
     }
@@ -178,7 +187,29 @@ impl<'a, 'm, M: Mmu> PteGuard<'a, 'm, M> {
     #[inline(never)]
     pub fn flush(&mut self) {
         self.flush_pending();
-        self.freed.clear();
+        if !self.freed.is_empty() {
+            self.give_back();
+        }
+    }
+
+    #[inline(never)]
+    fn give_back(&mut self) {
+        let frames = self.frames();
+        for freed in self.freed.drain(..) {
+            match (freed, frames) {
+                (Freed::Folio(folio), _) => drop(folio),
+                (Freed::Mappings(folio, nr), Some(frames)) => frames.sub_mappings(folio, nr),
+                (Freed::Mappings(..), None) => unreachable!("only a user's mappings are counted"),
+            }
+        }
+    }
+
+    /// The folios of a user's pages.
+    fn frames(&self) -> Option<&'m FrameMap<'m>> {
+        match *self.mm.kind() {
+            Kind::User { frames, .. } => Some(frames),
+            _ => None,
+        }
     }
 
     fn flush_pending(&mut self) {
@@ -194,7 +225,22 @@ impl<'a, 'm, M: Mmu> PteGuard<'a, 'm, M> {
         if self.freed.is_full() {
             self.flush();
         }
-        self.freed.push(folio);
+        self.freed.push(Freed::Folio(folio));
+    }
+
+    /// Counts `nr` mappings of a folio less after the next flush, and frees it with the last: what was cleared may still be
+    /// used through a TLB.
+    pub(crate) fn unmap_after_flush(&mut self, folio: FolioRef<'m>, nr: u32) {
+        if let Some(Freed::Mappings(last, count)) = self.freed.last_mut()
+            && last.head() == folio.head()
+        {
+            *count += nr;
+            return;
+        }
+        if self.freed.is_full() {
+            self.flush();
+        }
+        self.freed.push(Freed::Mappings(folio, nr));
     }
 }
 

@@ -1,16 +1,21 @@
 //! An address space: its root table, what kind of user it has, and the locks of the code that changes it.
 
+use core::ops::Range;
+
 use arch::mmu::Entry;
 #[cfg(feature = "efi")]
 use arch::tlbi::Asid;
 use arch::tlbi::Space;
-use arch::{Granule, Mmu, PhysAddr, Table, TableFrame, VirtAddr};
+use arch::{Granule, Mmu, PhysAddr, PteValue, Table, TableFrame, VirtAddr};
+use arrayvec::ArrayVec;
 
 use crate::asid::Context;
 use crate::counters::Counters;
 use crate::frame::FrameMap;
 use crate::guard::{PteGuard, TablePair};
+use crate::memory::UserTables;
 use crate::pgd::{OutOfTables, TableAlloc};
+use crate::tlb;
 
 /// Bits of a virtual address that one TTBR translates.
 pub const VA_BITS: u32 = 48;
@@ -37,6 +42,9 @@ pub(crate) enum Kind<'m> {
 /// Locks of last-level tables: a table takes the one that its frame number selects, so that faults in different
 /// tables rarely meet.
 const PTE_LOCKS: usize = 64;
+
+/// Tables that are freed after one flush.
+const TABLE_BATCH: usize = 32;
 
 /// An address space, what Linux calls `mm_struct`. Shared; it locks inside.
 ///
@@ -142,6 +150,11 @@ impl<'m, M: Mmu> Mm<'m, M> {
         }
     }
 
+    /// The frame of the root table.
+    pub(crate) fn root_frame(&self) -> TableFrame {
+        self.root
+    }
+
     pub(crate) fn root_table(&self) -> Table<'_, M> {
         Table::new(&self.mmu, self.root)
     }
@@ -230,6 +243,55 @@ impl<'m, M: Mmu> Mm<'m, M> {
             }
         }
         Some(table)
+    }
+
+    /// The first address from `va` on, before `end`, that a last-level table translates. Takes no longer where nothing is.
+    pub(crate) fn next_table(&self, mut va: u64, end: u64) -> Option<u64> {
+        'walk: while va < end {
+            let mut table = self.root_table();
+            while table.level() != arch::granule::LAST_LEVEL {
+                let Entry::Table(child) = table.entry(M::GRANULE.index(va, table.level())) else {
+                    va = (va | (M::GRANULE.level_size(table.level()) - 1)) + 1;
+                    continue 'walk;
+                };
+                table = Table::new(&self.mmu, child);
+            }
+            return Some(va);
+        }
+        None
+    }
+
+    /// Frees all tables but the root that translate nothing but addresses of `range`, in which nothing is mapped. Nobody else
+    /// uses them meanwhile: the mmap_lock is held for writing, or the address space is at its end.
+    ///
+    /// *Maintenance:* of what leads to them, completely, before any of them is freed: by the form that is not for last-level
+    /// entries alone, without a level.
+    pub(crate) fn free_tables(&self, range: &Range<u64>, tables: &dyn UserTables) {
+        self.free_tables_below(self.root_table(), 0, range, tables);
+    }
+
+    fn free_tables_below(&self, table: Table<'_, M>, base: u64, range: &Range<u64>, tables: &dyn UserTables) {
+        let size = M::GRANULE.level_size(table.level());
+        let mut va = base.max(range.start & !(size - 1));
+        let end = range.end.min(base + size * M::GRANULE.entries() as u64);
+        let mut batch = ArrayVec::<_, TABLE_BATCH>::new();
+        while va < end {
+            let index = M::GRANULE.index(va, table.level());
+            if let Entry::Table(child) = table.entry(index) {
+                if child.level() != arch::granule::LAST_LEVEL {
+                    self.free_tables_below(Table::new(&self.mmu, child), va, range, tables);
+                }
+                if range.start <= va && va + size <= range.end {
+                    table.set_leaf(index, PteValue::NONE);
+                    batch.push((child, va));
+                }
+            }
+            va += size;
+            if batch.is_full() || va >= end {
+                tlb::flush_tables(self, batch.iter().map(|(_, va)| VirtAddr::new(*va)));
+                batch.drain(..).for_each(|(table, _)| tables.free_table(table));
+            }
+        }
     }
 
     /// Locks the last-level tables that translate `first` and `second`, making what is missing: for who moves entries from

@@ -1,7 +1,7 @@
 //! TLB maintenance of one address space: which operations, how many, and in what order.
 //!
-//! Every function issues operations for leaf entries at level 3, with that level as a hint, for the ASID of the mm
-//! (every ASID for the kernel's). Descriptor stores come first: [`Mmu::publish`] is issued before the first
+//! Every function but [`flush_tables`] issues operations for leaf entries at level 3, with that level as a hint, for the
+//! ASID of the mm (every ASID for the kernel's). Descriptor stores come first: [`Mmu::publish`] is issued before the first
 //! operation (DDI 0487, D8.16, RDDMVT).
 
 use arch::granule::LAST_LEVEL;
@@ -41,6 +41,25 @@ fn issue_ranges<M: Mmu>(mm: &Mm<'_, M>, ranges: impl Iterator<Item = (VirtAddr, 
         return issue_all(mm, space);
     }
     ranges.for_each(|(va, pages)| issue_range(mm, space, va, pages));
+}
+
+/// Invalidates the page at `va` on this CPU alone, and waits for it: for a fault that found the entry right.
+pub(crate) fn flush_local<M: Mmu>(mm: &Mm<'_, M>, va: VirtAddr) {
+    let Some(space) = mm.space() else { return };
+    let (granule, level) = (M::GRANULE, Some(LAST_LEVEL));
+    mm.mmu().invalidate_local(Tlbi::Page { va, space, last_level: true, granule, level });
+}
+
+/// Invalidates what leads to tables, of each of which an address is given that it translates, and waits until every CPU has
+/// done it. They are of any level, so no level is given.
+pub(crate) fn flush_tables<M: Mmu>(mm: &Mm<'_, M>, tables: impl ExactSizeIterator<Item = VirtAddr>) {
+    if tables.len() == 0 {
+        return;
+    }
+    mm.mmu().publish();
+    let Some(space) = mm.space() else { return };
+    issue(mm, tables.map(|va| Tlbi::Page { va, space, last_level: false, granule: M::GRANULE, level: None }));
+    mm.mmu().complete();
 }
 
 fn issue_range<M: Mmu>(mm: &Mm<'_, M>, space: Space, va: VirtAddr, pages: u64) {

@@ -63,10 +63,6 @@ pub(crate) struct Vma<'m> {
 }
 
 impl Vma<'_> {
-    pub(crate) fn size(&self) -> u64 {
-        self.end - self.start
-    }
-
     /// Whether what is written to it is the process's own: copied on write.
     pub(crate) fn is_private(&self) -> bool {
         match self.backing {
@@ -235,6 +231,14 @@ impl<'m> Vmas<'m> {
         list.try_reserve_exact(self.list.len()).map_err(|_| Errno::ENOMEM)?;
         list.extend(self.list.iter().cloned());
         Ok(Self { list, page_shift: self.page_shift })
+    }
+
+    /// All around a range in which nothing is mapped that has no mapping either, between 0 and `top`.
+    pub(crate) fn gap_around(&self, range: &Range<u64>, top: u64) -> Range<u64> {
+        let next = self.first_behind(range.start);
+        let start = next.checked_sub(1).map_or(0, |index| self.list[index].end);
+        let end = self.list.get(next).map_or(top, |vma| vma.start);
+        start..end
     }
 
     /// The first address of the highest gap of `size` bytes that ends at or below `top`, begins at or above `bottom`, and is

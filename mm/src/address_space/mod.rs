@@ -15,6 +15,15 @@
 //!
 //! Lock order: mmap_lock, then that of a last-level table, then the frame allocator's.
 
+mod advise;
+mod fault;
+mod fork;
+mod map;
+mod protect;
+mod ranges;
+mod remap;
+mod remote;
+
 use core::ops::ControlFlow;
 
 use arch::{Mmu, PhysAddr, VirtAddr};
@@ -23,8 +32,6 @@ use spin::RwLock;
 use crate::asid::Context;
 use crate::contpte::Obstacle;
 use crate::counters::Counters;
-use crate::errno::Errno;
-use crate::file::File;
 use crate::memory::Memory;
 use crate::mm_struct::Kind;
 use crate::vma::Vmas;
@@ -135,134 +142,6 @@ impl<'m, M: Mmu> AddressSpace<'m, M> {
         self.memory
     }
 
-    /// Maps `len` bytes, as `mmap` does, of `file` from an offset on if it is given. Returns where.
-    ///
-    /// # Errors
-    /// As Linux's `mmap`.
-    pub fn mmap(
-        &self,
-        addr: u64,
-        len: u64,
-        prot: u64,
-        flags: u64,
-        file: Option<(&'m File<'m>, u64)>,
-    ) -> Result<u64, Errno> {
-        let _ = (addr, len, prot, flags, file);
-        Err(Errno::ENOSYS)
-    }
-
-    /// Unmaps, as `munmap` does.
-    ///
-    /// # Errors
-    /// As Linux's `munmap`.
-    pub fn munmap(&self, addr: u64, len: u64) -> Result<(), Errno> {
-        let _ = (addr, len);
-        Err(Errno::ENOSYS)
-    }
-
-    /// Changes permissions, as `mprotect` does.
-    ///
-    /// # Errors
-    /// As Linux's `mprotect`.
-    pub fn mprotect(&self, addr: u64, len: u64, prot: u64) -> Result<(), Errno> {
-        let _ = (addr, len, prot);
-        Err(Errno::ENOSYS)
-    }
-
-    /// Grows, shrinks or moves a mapping, as `mremap` does. Returns where it is then.
-    ///
-    /// # Errors
-    /// As Linux's `mremap`.
-    pub fn mremap(&self, addr: u64, len: u64, new_len: u64, flags: u64, new_addr: u64) -> Result<u64, Errno> {
-        let _ = (addr, len, new_len, flags, new_addr);
-        Err(Errno::ENOSYS)
-    }
-
-    /// Does what `madvise` does, for the advices of [`mman`](crate::mman).
-    ///
-    /// # Errors
-    /// As Linux's `madvise`.
-    pub fn madvise(&self, addr: u64, len: u64, advice: i32) -> Result<(), Errno> {
-        let _ = (addr, len, advice);
-        Err(Errno::ENOSYS)
-    }
-
-    /// Tells for each page of a range whether it is in memory, as `mincore` does: 1 or 0 in one element of `vec` each, of which
-    /// there must be as many.
-    ///
-    /// # Errors
-    /// As Linux's `mincore`; [`Errno::EFAULT`] where `vec` is too short.
-    pub fn mincore(&self, addr: u64, len: u64, vec: &mut [u8]) -> Result<(), Errno> {
-        let _ = (addr, len, vec);
-        Err(Errno::ENOSYS)
-    }
-
-    /// Says where the heap begins, which `brk` moves the end of: behind the program's data.
-    pub fn set_brk_start(&self, start: u64) {
-        let mut map = self.map.write();
-        (map.brk_start, map.brk) = (start, start);
-    }
-
-    /// Moves the end of the heap, as `brk` does. Returns where it is then: where it was, if it can't be moved.
-    pub fn brk(&self, addr: u64) -> u64 {
-        let _ = addr;
-        self.map.read().brk
-    }
-
-    /// Resolves a fault of the process at `va`.
-    ///
-    /// # Errors
-    /// [`Fault`]
-    pub fn handle_fault(&self, va: VirtAddr, access: Access) -> Result<Resolution, Fault> {
-        let _ = (va, access);
-        Err(Fault::Segv { mapped: false })
-    }
-
-    /// A child's address space with the same mappings and contents, in `child`, in which nothing is mapped. Private memory is
-    /// shared until one of the two writes to it.
-    ///
-    /// # Errors
-    /// [`Errno::ENOMEM`]; all that the child had is given back, `child`'s root table too.
-    pub fn fork(&self, child: Mm<'m, M>) -> Result<Self, Errno> {
-        let _ = child;
-        Err(Errno::ENOSYS)
-    }
-
-    /// Folds every block that qualifies; how many it folded. For an idle CPU.
-    pub fn refold_pass(&self) -> usize {
-        0
-    }
-
-    /// Gives pages back that were advised `MADV_FREE` and not written since; at least `pages` of them, if there are so many.
-    /// Returns how many.
-    pub fn reclaim(&self, pages: u64) -> u64 {
-        let _ = pages;
-        0
-    }
-
-    /// Makes all pages old; how many were young.
-    pub fn age(&self) -> u64 {
-        0
-    }
-
-    /// Reads memory of the process as it would itself, for the kernel, whether or not the address space is loaded.
-    ///
-    /// # Errors
-    /// [`Errno::EFAULT`], where some of it may not be read; [`Errno::ENOMEM`].
-    pub fn read(&self, va: u64, into: &mut [u8]) -> Result<(), Errno> {
-        let _ = (va, into);
-        Err(Errno::ENOSYS)
-    }
-
-    /// Writes memory of the process as it would itself, for the kernel, whether or not the address space is loaded.
-    ///
-    /// # Errors
-    /// [`Errno::EFAULT`], where some of it may not be written; [`Errno::ENOMEM`]. Some of it may have been written.
-    pub fn write(&self, va: u64, from: &[u8]) -> Result<(), Errno> {
-        let _ = (va, from);
-        Err(Errno::ENOSYS)
-    }
-
     /// Why the block at `va` is not folded, or `Ok` where it is.
     ///
     /// # Errors
@@ -285,5 +164,15 @@ impl<'m, M: Mmu> AddressSpace<'m, M> {
     fn with_mm<R>(&self, act: impl FnOnce(&Mm<'m, M>) -> R) -> R {
         let _map = self.map.read();
         act(&self.mm)
+    }
+}
+
+impl<M: Mmu> Drop for AddressSpace<'_, M> {
+    /// Unmaps everything and gives all tables back, the root too. No CPU has it loaded. With its ASID released before, nothing
+    /// is flushed.
+    fn drop(&mut self) {
+        self.zap(&(0..TASK_SIZE));
+        self.mm.free_tables(&(0..TASK_SIZE), self.memory.tables());
+        self.memory.tables().free_table(self.mm.root_frame());
     }
 }

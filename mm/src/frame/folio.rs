@@ -6,9 +6,9 @@ use core::ops::Deref;
 
 use arch::Pfn;
 
-use super::FrameMap;
 use super::buddy::Zone;
 use super::record::{Frame, MAX_COUNT, State};
+use super::{FrameMap, OutOfMemory};
 
 /// What an allocated folio looks like: where it is, how large, how often used.
 ///
@@ -80,8 +80,40 @@ impl<'m> FolioRef<'m> {
         }
     }
 
+    /// Counts `n` more mappings by page tables. One reference stands for all of them: it is taken with the first ones, and
+    /// given back with the last by [`FrameMap::sub_mappings`]. The caller has a reference, or a mapping that stays.
+    ///
+    /// # Errors
+    /// [`OutOfMemory`] beyond 2^31 mappings; none was counted then.
+    pub(crate) fn add_mappings(&self, n: u32) -> Result<(), OutOfMemory> {
+        let maps = self.record().add_maps(n);
+        if maps > MAX_COUNT - n {
+            self.record().sub_maps(n);
+            return Err(OutOfMemory { order: self.order });
+        }
+        if maps == 0 {
+            self.record().add_ref();
+        }
+        Ok(())
+    }
+
     fn record(&self) -> &'m Frame {
         self.zone.frame(self.index)
+    }
+}
+
+impl FrameMap<'_> {
+    /// Counts `n` mappings less of those that [`FolioRef::add_mappings`] counted; with the last, the reference that stands for
+    /// them is given back, and the folio is free if it was the last. No TLB may hold any of them.
+    ///
+    /// # Panics
+    /// Where there are fewer: naming the frame.
+    pub(crate) fn sub_mappings(&self, folio: FolioRef<'_>, n: u32) {
+        let maps = folio.record().sub_maps(n);
+        assert!(maps >= n, "frame {}: unmapped {n} times, mapped {maps} times", folio.head());
+        if maps == n {
+            drop(Folio::adopt(self, folio));
+        }
     }
 }
 

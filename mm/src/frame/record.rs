@@ -202,10 +202,12 @@ impl Frame {
         refs
     }
 
-    // Relaxed: a mapping is counted by one that holds a reference, whose dropping orders it before the free.
+    // A mapping may be counted without a reference of its own: see `FolioRef::add_mappings`. So the count orders what was
+    // done through a mapping before it was given up (Release) before what its last holder does after (Acquire): to free the
+    // folio, or to write to it as its own.
 
     pub(super) fn maps(&self) -> u32 {
-        self.maps_or_next.load(Ordering::Relaxed)
+        self.maps_or_next.load(Ordering::Acquire)
     }
 
     /// Counts `n` more mappings and returns how many there were.
@@ -215,7 +217,7 @@ impl Frame {
 
     /// Counts `n` mappings less and returns how many there were.
     pub(super) fn sub_maps(&self, n: u32) -> u32 {
-        self.maps_or_next.fetch_sub(n, Ordering::Relaxed)
+        self.maps_or_next.fetch_sub(n, Ordering::AcqRel)
     }
 
     /// Counts a write: what instruction fetches see is older.

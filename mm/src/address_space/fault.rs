@@ -1,0 +1,369 @@
+//! Faults: which folio comes where, and copy on write.
+
+use core::ops::Range;
+
+use arch::{Mmu, PteValue, VirtAddr};
+
+use super::{Access, AddressSpace, Fault, Map, Resolution};
+use crate::frame::{Folio, FolioRef};
+use crate::guard::PteGuard;
+use crate::memory::block_order;
+use crate::pte::Pte;
+use crate::ptep::{
+    get_and_clear_ptes, modify_prot_commit, modify_prot_start, pte_batch, ptep_get, ptep_set_access_flags,
+    set_ptes,
+};
+use crate::shared::NoFolio;
+use crate::vma::{Backing, Prot, Vma};
+use crate::{ThpPolicy, tlb};
+
+/// What a step towards the access came to: `None` where the entry is to be looked at again.
+type Step = Result<Option<Resolution>, Fault>;
+
+/// Whether a mapping may be accessed so. What may be written or executed may be read.
+pub(super) fn permits(vma: &Vma<'_>, access: Access) -> bool {
+    match access {
+        Access::Read => !vma.prot.is_empty(),
+        Access::Write => vma.prot.contains(Prot::WRITE),
+        Access::Execute => vma.prot.contains(Prot::EXEC),
+    }
+}
+
+impl<'m, M: Mmu> AddressSpace<'m, M> {
+    /// Resolves a fault of the process at `va`. A fault that raced a fold, an unfold or another CPU's fault waits for the lock
+    /// of the table, finds the entry right, and returns.
+    ///
+    /// *Locks:* takes the mmap_lock for reading and the lock of the table; zeroes and copies without the latter.
+    ///
+    /// # Errors
+    /// [`Fault`]
+    pub fn handle_fault(&self, va: VirtAddr, access: Access) -> Result<Resolution, Fault> {
+        let map = self.map.read();
+        let vma = map.vmas.find(va.get()).ok_or(Fault::Segv { mapped: false })?;
+        if !permits(vma, access) {
+            return Err(Fault::Segv { mapped: true });
+        }
+        self.fault_in(&map, vma, va.get(), access)
+    }
+
+    /// Makes an access possible that the mapping permits.
+    pub(super) fn fault_in(
+        &self,
+        map: &Map<'m>,
+        vma: &Vma<'m>,
+        va: u64,
+        access: Access,
+    ) -> Result<Resolution, Fault> {
+        let page = va & !(Self::PAGE - 1);
+        let va = VirtAddr::new(page);
+        loop {
+            let present = self.mm.lock_present_table(va);
+            let pte = present.as_ref().map_or(PteValue::NONE, |guard| ptep_get(guard, va));
+            let step = match present {
+                Some(guard) if pte.is_valid() => {
+                    if access == Access::Write && !pte.is_writable() {
+                        self.copy_on_write(map, vma, guard, va, pte)?
+                    } else {
+                        Some(self.use_entry(guard, va, pte, access))
+                    }
+                }
+                Some(_) if pte != PteValue::NONE => {
+                    unreachable!("{va} is held, and its mapping permits {access:?}")
+                }
+                guard => {
+                    drop(guard);
+                    self.fill(map, vma, page, access)?
+                }
+            };
+            if let Some(resolution) = step {
+                return Ok(resolution);
+            }
+        }
+    }
+
+    /// The entry permits the access: what is missing is the access flag or the dirty state, or nothing.
+    fn use_entry(
+        &self,
+        mut guard: PteGuard<'_, 'm, M>,
+        va: VirtAddr,
+        pte: PteValue,
+        access: Access,
+    ) -> Resolution {
+        let wanted = if access == Access::Write { pte.mkyoung().mkdirty() } else { pte.mkyoung() };
+        if ptep_set_access_flags(&mut guard, va, wanted) {
+            return Resolution::Changed;
+        }
+        drop(guard);
+        tlb::flush_local(&self.mm, va);
+        Resolution::Spurious
+    }
+
+    /// Nothing is mapped at `page`.
+    fn fill(&self, map: &Map<'m>, vma: &Vma<'m>, page: u64, access: Access) -> Step {
+        let at = vma.page_at(page, M::GRANULE.page_shift());
+        match &vma.backing {
+            Backing::Anonymous if access == Access::Write => self.fill_anonymous(map, vma, page),
+            Backing::Anonymous => self.fill_with_zeroes(vma, page),
+            Backing::File { file, .. } => {
+                let (first, folio) = file.folio(at).ok_or(Fault::Bus)?;
+                self.fill_from(vma, page, at, first..file.pages().min(first + folio.frames()), folio, access)
+            }
+            Backing::Shared { object, .. } => {
+                let largest = self.largest_order();
+                let made = match object.make_folio(at, largest) {
+                    Err(NoFolio::OutOfMemory) if self.reclaim_in(map, 1) > 0 => {
+                        object.make_folio(at, largest)
+                    }
+                    made => made,
+                };
+                let (first, folio) = made.map_err(|why| match why {
+                    NoFolio::Beyond => Fault::Bus,
+                    NoFolio::OutOfMemory => Fault::OutOfMemory,
+                })?;
+                self.fill_from(vma, page, at, first..first + folio.frames(), &folio, access)
+            }
+        }
+    }
+
+    fn largest_order(&self) -> u8 {
+        match self.policy {
+            ThpPolicy::Always => block_order(M::GRANULE),
+            ThpPolicy::Never => 0,
+        }
+    }
+
+    fn lock_table(&self, page: u64) -> Result<PteGuard<'_, 'm, M>, Fault> {
+        self.mm.lock_table(VirtAddr::new(page), self.memory.tables()).map_err(|_| Fault::OutOfMemory)
+    }
+
+    /// The 2^order pages around `page`, which must be aligned, if the mapping has all of them and nothing but zeroes is there.
+    fn empty_range(
+        &self,
+        guard: &PteGuard<'_, 'm, M>,
+        vma: &Vma<'m>,
+        page: u64,
+        order: u8,
+    ) -> Option<Range<u64>> {
+        let size = Self::PAGE << order;
+        let start = page & !(size - 1);
+        if start < vma.start || start + size > vma.end {
+            return None;
+        }
+        let first = guard.index(VirtAddr::new(start));
+        let mut entries = guard.table().leaves(first..first + (1 << order));
+        let empty = |pte: PteValue| pte == PteValue::NONE || pte.is_valid() && self.is_zero(pte);
+        entries.all(empty).then_some(start..start + size)
+    }
+
+    fn is_zero(&self, pte: PteValue) -> bool {
+        self.memory.zero().contains(pte.pa().pfn(M::GRANULE))
+    }
+
+    /// A write to memory that was never written to.
+    fn fill_anonymous(&self, map: &Map<'m>, vma: &Vma<'m>, page: u64) -> Step {
+        let guard = self.lock_table(page)?;
+        let fits = |guard: &_, order: &u8| self.empty_range(guard, vma, page, *order).is_some();
+        let Some(largest) = (0..=self.largest_order()).rev().find(|order| fits(&guard, order)) else {
+            return Ok(None);
+        };
+        // What takes time is done without the lock.
+        drop(guard);
+        let folio = self.alloc(map, largest)?;
+        self.memory.contents().clear(&folio);
+        let mut guard = self.lock_table(page)?;
+        let Some(range) = self.empty_range(&guard, vma, page, folio.order()) else { return Ok(None) };
+        self.replace(&mut guard, range, vma, &folio)?;
+        Ok(Some(Resolution::Changed))
+    }
+
+    /// A folio of this order or, when memory is short, a smaller one.
+    fn alloc(&self, map: &Map<'m>, largest: u8) -> Result<Folio<'m>, Fault> {
+        let alloc = |order| self.memory.frames().alloc(order).ok();
+        if let Some(folio) = (0..=largest).rev().find_map(alloc) {
+            return Ok(folio);
+        }
+        self.reclaim_in(map, 1);
+        alloc(0).ok_or(Fault::OutOfMemory)
+    }
+
+    /// Maps all of a folio, with all that the mapping permits, in place of what was there.
+    fn replace(
+        &self,
+        guard: &mut PteGuard<'_, 'm, M>,
+        range: Range<u64>,
+        vma: &Vma<'m>,
+        folio: &Folio<'m>,
+    ) -> Result<(), Fault> {
+        let (start, nr) = (VirtAddr::new(range.start), folio.frames() as usize);
+        folio.add_mappings(nr as u32).map_err(|_| Fault::OutOfMemory)?;
+        let first = guard.index(start);
+        if guard.table().leaves(first..first + nr).any(|pte| pte != PteValue::NONE) {
+            let old = get_and_clear_ptes(guard, start, nr);
+            // Either zeroes, and here and there nothing, or pages of one folio.
+            if old.is_valid() {
+                self.unmapped(guard, old, nr);
+            }
+        }
+        let prot = vma.prot.of_entry(true).expect("what faults may be accessed");
+        let pte = PteValue::new_user(folio.head().addr(M::GRANULE), prot);
+        // Of anonymous memory, only what was advised `MADV_FREE` is clean.
+        set_ptes(guard, start, pte.mkdirty(), nr);
+        Ok(())
+    }
+
+    /// A read of memory that was never written to: the block of zeroes is mapped, as a whole where it fits.
+    fn fill_with_zeroes(&self, vma: &Vma<'m>, page: u64) -> Step {
+        let mut guard = self.lock_table(page)?;
+        let order = block_order(M::GRANULE);
+        let whole = match self.policy {
+            ThpPolicy::Always => self.empty_range(&guard, vma, page, order),
+            ThpPolicy::Never => None,
+        };
+        let whole = whole.filter(|range| {
+            let first = guard.index(VirtAddr::new(range.start));
+            guard.table().leaves(first..first + (1 << order)).all(|pte| pte == PteValue::NONE)
+        });
+        let (start, nr) = match whole {
+            Some(range) => (range.start, 1 << order),
+            None => (page, 1),
+        };
+        if guard.get(guard.index(VirtAddr::new(start))) != PteValue::NONE {
+            return Ok(None);
+        }
+        let prot = vma.prot.of_entry(false).expect("what faults may be accessed");
+        // The page of zeroes that is at the same place in its block, so that single ones fold when there are enough.
+        let place = start % Self::BLOCK / Self::PAGE;
+        let pa = self.memory.zero().head().add(place).addr(M::GRANULE);
+        set_ptes(&mut guard, VirtAddr::new(start), PteValue::new_user(pa, prot), nr);
+        Ok(Some(Resolution::Changed))
+    }
+
+    /// Maps what is missing around `page` of a folio that is shared with others: page `at` of the file or object, of which the
+    /// folio has `pages`.
+    fn fill_from(
+        &self,
+        vma: &Vma<'m>,
+        page: u64,
+        at: u64,
+        pages: Range<u64>,
+        folio: &Folio<'m>,
+        access: Access,
+    ) -> Step {
+        let mut guard = self.lock_table(page)?;
+        let (base, size) = guard.span();
+        let range = match self.policy {
+            ThpPolicy::Never => page..page + Self::PAGE,
+            ThpPolicy::Always => {
+                let before = (at - pages.start) * Self::PAGE;
+                let start = page.saturating_sub(before).max(base.get()).max(vma.start);
+                let end = page + (pages.end - at) * Self::PAGE;
+                start..end.min(base.get() + size).min(vma.end)
+            }
+        };
+        let writable = !vma.is_private();
+        let prot = vma.prot.of_entry(writable).expect("what faults may be accessed");
+        let mut start = range.start;
+        while start < range.end {
+            let first = guard.index(VirtAddr::new(start));
+            let most = ((range.end - start) / Self::PAGE) as usize;
+            let nr =
+                guard.table().leaves(first..first + most).take_while(|&pte| pte == PteValue::NONE).count();
+            if nr == 0 {
+                start += Self::PAGE;
+                continue;
+            }
+            folio.add_mappings(nr as u32).map_err(|_| Fault::OutOfMemory)?;
+            // Address and page go together: `page` is page `at`.
+            let frame = at + start / Self::PAGE - page / Self::PAGE - pages.start;
+            let pte = PteValue::new_user(folio.head().add(frame).addr(M::GRANULE), prot);
+            set_ptes(&mut guard, VirtAddr::new(start), pte, nr);
+            start += nr as u64 * Self::PAGE;
+        }
+        // A write makes it dirty, or copies it: by the next look at the entry.
+        Ok((access != Access::Write).then_some(Resolution::Changed))
+    }
+
+    /// A write to a page that is not writable in a mapping that is: to shared memory, to zeroes, to the last user's own, or to
+    /// what others have too.
+    fn copy_on_write(
+        &self,
+        map: &Map<'m>,
+        vma: &Vma<'m>,
+        mut guard: PteGuard<'_, 'm, M>,
+        va: VirtAddr,
+        pte: PteValue,
+    ) -> Step {
+        assert!(vma.is_private(), "{va}: {pte:?} in a shared mapping that may be written to");
+        let Some(folio) = self.counted_folio(pte) else {
+            drop(guard);
+            return self.fill_anonymous(map, vma, va.get());
+        };
+        if Self::is_exclusive(&guard, va, pte, &folio) {
+            self.take_back(&mut guard, vma, va, pte, &folio);
+            return Ok(Some(Resolution::Changed));
+        }
+        let nr = self.copied_pages(&guard, vma, va, pte);
+        // Kept, so that nobody takes it for his own while it is read.
+        let old = self.memory.frames().get(folio.head()).expect("a folio that is mapped");
+        drop(guard);
+        // A block or, when memory is short, the page.
+        let new = match self.memory.frames().alloc(nr.ilog2() as u8) {
+            Ok(new) => new,
+            Err(_) => self.alloc(map, 0)?,
+        };
+        let size = new.frames() * Self::PAGE;
+        let start = va.get() & !(size - 1);
+        let before = va.get() - start;
+        let offset = (pte.pa().pfn(M::GRANULE).get() - old.head().get()) * Self::PAGE - before;
+        self.memory.contents().copy((&old, offset), (&new, 0), size);
+
+        let mut guard = self.lock_table(va.get())?;
+        let (start, nr) = (VirtAddr::new(start), new.frames() as usize);
+        let now = ptep_get(&guard, start);
+        let same = now.is_valid() && now.attributes().advanced(before) == pte.attributes();
+        if !same || pte_batch(&guard, start, nr) != nr {
+            return Ok(None);
+        }
+        self.replace(&mut guard, start.get()..start.get() + size, vma, &new)?;
+        Ok(Some(Resolution::Changed))
+    }
+
+    /// How many pages are copied for a write at `va`: all of the block, where it is of one folio and the mapping has it, else one.
+    fn copied_pages(&self, guard: &PteGuard<'_, 'm, M>, vma: &Vma<'m>, va: VirtAddr, pte: PteValue) -> usize {
+        let nr = 1 << self.largest_order();
+        let size = nr as u64 * Self::PAGE;
+        let start = va.get() & !(size - 1);
+        if nr == 1 || start < vma.start || start + size > vma.end {
+            return 1;
+        }
+        let first = ptep_get(guard, VirtAddr::new(start));
+        let same = first.is_valid()
+            && first.attributes().advanced(va.get() - start) == pte.attributes()
+            && pte_batch(guard, VirtAddr::new(start), nr) == nr;
+        if same { nr } else { 1 }
+    }
+
+    /// Makes all pages of a folio writable that nobody else has any more.
+    fn take_back(
+        &self,
+        guard: &mut PteGuard<'_, 'm, M>,
+        vma: &Vma<'m>,
+        va: VirtAddr,
+        pte: PteValue,
+        folio: &FolioRef<'m>,
+    ) {
+        let whole = Self::folio_range(guard, va, pte, folio);
+        let range = whole.start.max(vma.start)..whole.end.min(vma.end);
+        let prot = vma.prot.of_entry(true).expect("what faults may be accessed");
+        let Ok(()) = Self::for_each_batch(guard, range, |guard, batch| {
+            if batch.pte.is_valid()
+                && !batch.pte.is_writable()
+                && folio.contains(batch.pte.pa().pfn(M::GRANULE))
+            {
+                let old = modify_prot_start(guard, batch.va, batch.nr);
+                modify_prot_commit(guard, batch.va, old.with_prot(prot).mkyoung().mkdirty(), batch.nr);
+            }
+            Ok::<(), core::convert::Infallible>(())
+        });
+    }
+}

@@ -1,0 +1,200 @@
+//! Walking what is mapped, in batches of one folio, and taking it away.
+
+use core::ops::Range;
+
+use arch::granule::LAST_LEVEL;
+use arch::{Mmu, PteFlags, PteValue, VirtAddr};
+
+use super::AddressSpace;
+use crate::contpte;
+use crate::frame::FolioRef;
+use crate::guard::PteGuard;
+use crate::pte::{Pte, UserProt};
+use crate::ptep::{get_and_clear_ptes, pte_batch, ptep_get, set_ptes};
+
+/// Pages that follow one another in one folio, with the same permission.
+#[derive(Clone, Copy)]
+pub(super) struct Batch {
+    pub(super) va: VirtAddr,
+    /// The entry of the first. Valid, or held: see [`hold`].
+    pub(super) pte: PteValue,
+    pub(super) nr: usize,
+}
+
+/// The entry of a page that is mapped and may not be accessed (`PROT_NONE`): not valid, with all else that it had but the
+/// permission to write. Its folio counts it as a mapping.
+fn hold(pte: PteValue) -> PteValue {
+    pte.with_prot(UserProt::Read).mknoncont().without(PteFlags::VALID)
+}
+
+/// The valid entry for one that is held.
+pub(super) fn released(pte: PteValue) -> PteValue {
+    pte.with(PteFlags::VALID)
+}
+
+impl<'m, M: Mmu> AddressSpace<'m, M> {
+    pub(super) const PAGE: u64 = M::GRANULE.page_size();
+    /// Bytes of a block.
+    pub(super) const BLOCK: u64 = Self::PAGE * M::GRANULE.cont_entries(LAST_LEVEL) as u64;
+    /// Bytes that a last-level table translates.
+    pub(super) const TABLE: u64 = M::GRANULE.level_size(LAST_LEVEL - 1);
+
+    /// Calls `act` with each last-level table there is that translates some of `range`, locked, and what it translates of it.
+    /// What is owed is flushed before its lock is released.
+    pub(super) fn for_each_table<E>(
+        &self,
+        range: &Range<u64>,
+        mut act: impl FnMut(&mut PteGuard<'_, 'm, M>, Range<u64>) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let mut va = range.start;
+        while let Some(start) = self.mm.next_table(va, range.end) {
+            let end = ((start | (Self::TABLE - 1)) + 1).min(range.end);
+            // Tables are freed only while nobody else is here.
+            let mut guard = self.mm.lock_present_table(VirtAddr::new(start)).expect("a table that was found");
+            act(&mut guard, start..end)?;
+            va = end;
+        }
+        Ok(())
+    }
+
+    /// Calls `act` with each batch in `range`, which the guard's table translates. `act` may change its pages only.
+    pub(super) fn for_each_batch<E>(
+        guard: &mut PteGuard<'_, 'm, M>,
+        range: Range<u64>,
+        mut act: impl FnMut(&mut PteGuard<'_, 'm, M>, Batch) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let mut at = range.start;
+        while let Some(batch) = Self::next_batch(guard, at..range.end) {
+            act(guard, batch)?;
+            at = batch.va.get() + batch.nr as u64 * Self::PAGE;
+        }
+        Ok(())
+    }
+
+    /// The first batch in `range`, which the guard's table translates.
+    pub(super) fn next_batch(guard: &PteGuard<'_, 'm, M>, range: Range<u64>) -> Option<Batch> {
+        let nr = ((range.end - range.start) / Self::PAGE) as usize;
+        if nr == 0 {
+            return None;
+        }
+        let first = guard.index(VirtAddr::new(range.start));
+        let skipped = guard.table().leaves(first..first + nr).position(|pte| pte != PteValue::NONE)?;
+        let va = VirtAddr::new(range.start + skipped as u64 * Self::PAGE);
+        let (raw, most) = (guard.get(first + skipped), nr - skipped);
+        let nr =
+            if raw.is_valid() { pte_batch(guard, va, most) } else { Self::held_batch(guard, va, raw, most) };
+        Some(Batch { va, pte: ptep_get(guard, va), nr })
+    }
+
+    /// How many entries that are held continue this one.
+    fn held_batch(guard: &PteGuard<'_, 'm, M>, va: VirtAddr, held: PteValue, most: usize) -> usize {
+        let start = guard.index(va);
+        let most = contpte::left_of_folio(guard.mm(), held).map_or(most, |left| left.min(most));
+        let same = |&i: &usize| {
+            let other = guard.get(start + i);
+            // Dirty or not, too: nothing gathers it of entries that are not valid.
+            other == held.advanced(i as u64 * Self::PAGE)
+        };
+        1 + (1..most).take_while(same).count()
+    }
+
+    /// Both: every batch in `range`.
+    pub(super) fn for_each_batch_in<E>(
+        &self,
+        range: &Range<u64>,
+        mut act: impl FnMut(&mut PteGuard<'_, 'm, M>, Batch) -> Result<(), E>,
+    ) -> Result<(), E> {
+        self.for_each_table(range, |guard, range| Self::for_each_batch(guard, range, &mut act))
+    }
+
+    /// The folio of an entry that is not none, if its mappings are counted: all are but those of the block of zeroes.
+    pub(super) fn counted_folio(&self, pte: PteValue) -> Option<FolioRef<'m>> {
+        let pfn = pte.pa().pfn(M::GRANULE);
+        if self.memory.zero().contains(pfn) {
+            return None;
+        }
+        Some(self.memory.frames().folio(pfn).expect("what is mapped here has a folio"))
+    }
+
+    /// Says that `nr` entries from `pte` on are no longer mapped: their folio may be freed after the flush that is owed.
+    pub(super) fn unmapped(&self, guard: &mut PteGuard<'_, 'm, M>, pte: PteValue, nr: usize) {
+        if let Some(folio) = self.counted_folio(pte) {
+            if pte.is_dirty() {
+                // Its dirty state goes with the entry.
+                folio.mark_written();
+            }
+            guard.unmap_after_flush(folio, nr as u32);
+        }
+    }
+
+    /// Unmaps the pages of a batch.
+    pub(super) fn unmap(&self, guard: &mut PteGuard<'_, 'm, M>, batch: Batch) {
+        let pte = get_and_clear_ptes(guard, batch.va, batch.nr);
+        self.unmapped(guard, pte, batch.nr);
+    }
+
+    /// Unmaps all pages of a range, one flush for each table that has some.
+    pub(super) fn zap(&self, range: &Range<u64>) {
+        let Ok(()) = self.for_each_batch_in(range, |guard, batch| {
+            self.unmap(guard, batch);
+            Ok::<(), core::convert::Infallible>(())
+        });
+    }
+
+    /// Holds the entries of a batch that is cleared.
+    pub(super) fn set_held(guard: &mut PteGuard<'_, 'm, M>, batch: Batch) {
+        let held = hold(batch.pte);
+        for i in 0..batch.nr as u64 {
+            let va = VirtAddr::new(batch.va.get() + i * Self::PAGE);
+            set_ptes(guard, va, held.advanced(i * Self::PAGE), 1);
+        }
+    }
+
+    /// Folds every block that qualifies of those that have some of a range; how many.
+    pub(super) fn refold(&self, range: &Range<u64>) -> usize {
+        let mut folded = 0;
+        let Ok(()) = self.for_each_table(range, |guard, range| {
+            let nr = (range.end - range.start) / Self::PAGE;
+            folded += contpte::refold(guard, VirtAddr::new(range.start), nr as usize);
+            Ok::<(), core::convert::Infallible>(())
+        });
+        folded
+    }
+
+    /// Whether nobody else has this folio, which is mapped at `va` and may be mapped around it as a whole: what is counted are
+    /// the mappings by this table, and the reference that stands for them. With the guard held, nobody can get it then.
+    pub(super) fn is_exclusive(
+        guard: &PteGuard<'_, 'm, M>,
+        va: VirtAddr,
+        pte: PteValue,
+        folio: &FolioRef<'m>,
+    ) -> bool {
+        let maps = folio.maps();
+        if folio.refs() != 1 {
+            return false;
+        }
+        if maps == 1 {
+            return true;
+        }
+        let whole = Self::folio_range(guard, va, pte, folio);
+        let start = guard.index(VirtAddr::new(whole.start));
+        let own = guard.table().leaves(start..start + ((whole.end - whole.start) / Self::PAGE) as usize);
+        let own = own.filter(|&other| other != PteValue::NONE && folio.contains(other.pa().pfn(M::GRANULE)));
+        own.count() == maps as usize
+    }
+
+    /// Where all pages of a folio are mapped if one of them, by `pte`, is at `va`: as much as the table translates.
+    pub(super) fn folio_range(
+        guard: &PteGuard<'_, 'm, M>,
+        va: VirtAddr,
+        pte: PteValue,
+        folio: &FolioRef<'m>,
+    ) -> Range<u64> {
+        let page = va.get() & !(Self::PAGE - 1);
+        let (base, size) = guard.span();
+        let before = (pte.pa().pfn(M::GRANULE).get() - folio.head().get()) * Self::PAGE;
+        let start = page.saturating_sub(before).max(base.get());
+        let end = (page + (folio.frames() * Self::PAGE - before)).min(base.get() + size);
+        start..end
+    }
+}

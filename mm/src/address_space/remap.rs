@@ -1,0 +1,212 @@
+//! `mremap`: mappings that grow, shrink and move.
+
+use arch::{Mmu, VirtAddr};
+
+use super::ranges::Batch;
+use super::{AddressSpace, Map, TASK_SIZE};
+use crate::errno::Errno;
+use crate::mman::*;
+use crate::ptep::{get_and_clear_ptes, set_ptes};
+use crate::vma::{Backing, Vma};
+
+/// A move: of `len` bytes, to where there is room for `new_len`.
+struct Move {
+    from: u64,
+    to: u64,
+    len: u64,
+    new_len: u64,
+    /// What is behind stays mapped, and empty.
+    keep: bool,
+}
+
+impl<'m, M: Mmu> AddressSpace<'m, M> {
+    /// Grows, shrinks or moves a mapping, as `mremap` does. Returns where it is then. Where it has to move and may, it goes to
+    /// where its blocks can fold. What was mapped at a fixed new address is unmapped, even if there is no memory for the rest.
+    ///
+    /// *Maintenance:* one flush for each pair of last-level tables between which entries move, before either is released.
+    ///
+    /// # Errors
+    /// As Linux's `mremap`:
+    /// - `EINVAL`: unknown flags or those that don't go together; an address that is not a multiple of the page size; a new
+    ///   length of 0; new and old range overlap; a new range that is beyond the end; a copy (old length 0) of private memory.
+    /// - `EFAULT`: not mapped, or not as one mapping.
+    /// - `ENOMEM`: it can't grow where it is, and may not move; no room, no memory, too many mappings.
+    pub fn mremap(&self, addr: u64, len: u64, new_len: u64, flags: u64, new_addr: u64) -> Result<u64, Errno> {
+        let has = |flag| flags & flag != 0;
+        let unknown = flags & !(MREMAP_MAYMOVE | MREMAP_FIXED | MREMAP_DONTUNMAP) != 0;
+        let bad_fixed = has(MREMAP_FIXED) && !has(MREMAP_MAYMOVE);
+        let bad_keep = has(MREMAP_DONTUNMAP) && (!has(MREMAP_MAYMOVE) || len != new_len);
+        if unknown || bad_fixed || bad_keep || !addr.is_multiple_of(Self::PAGE) {
+            return Err(Errno::EINVAL);
+        }
+        // Linux's PAGE_ALIGN wraps to 0.
+        let align = |len: u64| len.checked_next_multiple_of(Self::PAGE).unwrap_or(0);
+        let (len, new_len) = (align(len), align(new_len));
+        if new_len == 0 {
+            return Err(Errno::EINVAL);
+        }
+        let mut map = self.map.write();
+        map.vmas.find(addr).ok_or(Errno::EFAULT)?;
+        if has(MREMAP_FIXED) || has(MREMAP_DONTUNMAP) {
+            return self.remap_to(&mut map, addr, len, new_len, flags, new_addr);
+        }
+        if len > new_len {
+            self.shrink(&mut map, addr, len, new_len)?;
+            return Ok(addr);
+        }
+        let vma = Self::resizable(&map, addr, len)?;
+        if len == new_len {
+            return Ok(addr);
+        }
+        let (end, new_end) = (addr + len, addr.checked_add(new_len));
+        let grown = new_end.filter(|&new_end| {
+            len != 0
+                && end == vma.end
+                && new_end <= TASK_SIZE
+                && map.vmas.overlapping(&(end..new_end)).is_empty()
+        });
+        if let Some(new_end) = grown {
+            let rest = Self::grown(vma, end, new_end);
+            map.vmas.reserve(&(end..new_end), 1)?;
+            map.vmas.insert(rest);
+            return Ok(addr);
+        }
+        if !has(MREMAP_MAYMOVE) {
+            return Err(Errno::ENOMEM);
+        }
+        let to = self.place(&map, 0, new_len, 0, Some(addr))?;
+        self.move_mapping(&mut map, Move { from: addr, to, len, new_len, keep: false })?;
+        Ok(to)
+    }
+
+    /// The mapping that may be resized at `addr`: one that has all of `len` bytes.
+    fn resizable<'a>(map: &'a Map<'m>, addr: u64, len: u64) -> Result<&'a Vma<'m>, Errno> {
+        let vma = map.vmas.find(addr).ok_or(Errno::EFAULT)?;
+        if len == 0 && vma.is_private() {
+            return Err(Errno::EINVAL);
+        }
+        if len > vma.end - addr {
+            return Err(Errno::EFAULT);
+        }
+        Ok(vma)
+    }
+
+    /// What follows a mapping that grows.
+    fn grown(vma: &Vma<'m>, end: u64, new_end: u64) -> Vma<'m> {
+        let page = vma.page_at(end, M::GRANULE.page_shift());
+        let backing = match &vma.backing {
+            Backing::Anonymous => Backing::Anonymous,
+            Backing::File { file, shared, .. } => Backing::File { file, page, shared: *shared },
+            Backing::Shared { object, .. } => Backing::Shared { object: object.clone(), page },
+        };
+        Vma { start: end, end: new_end, prot: vma.prot, backing }
+    }
+
+    fn shrink(&self, map: &mut Map<'m>, addr: u64, len: u64, new_len: u64) -> Result<(), Errno> {
+        let rest = Self::user_range(addr + new_len, len - new_len).ok_or(Errno::EINVAL)?;
+        map.vmas.reserve(&rest, 0)?;
+        self.unmap_range(map, &rest);
+        Ok(())
+    }
+
+    /// To a place that is given, or away from one that is kept.
+    fn remap_to(
+        &self,
+        map: &mut Map<'m>,
+        addr: u64,
+        len: u64,
+        new_len: u64,
+        flags: u64,
+        new_addr: u64,
+    ) -> Result<u64, Errno> {
+        let to = new_addr;
+        if !to.is_multiple_of(Self::PAGE) || new_len > TASK_SIZE || to > TASK_SIZE - new_len {
+            return Err(Errno::EINVAL);
+        }
+        let old_end = addr.checked_add(len).ok_or(Errno::EINVAL)?;
+        if old_end > to && to + new_len > addr {
+            return Err(Errno::EINVAL);
+        }
+        let fixed = flags & MREMAP_FIXED != 0;
+        if fixed {
+            self.place(map, to, new_len, MAP_FIXED, None)?;
+            let target = to..to + new_len;
+            map.vmas.reserve(&target, 3)?;
+            self.unmap_range(map, &target);
+        }
+        let len = if len > new_len {
+            self.shrink(map, addr, len, new_len)?;
+            new_len
+        } else {
+            len
+        };
+        Self::resizable(map, addr, len)?;
+        let to = if fixed { to } else { self.place(map, to, new_len, 0, Some(addr))? };
+        let keep = flags & MREMAP_DONTUNMAP != 0;
+        self.move_mapping(map, Move { from: addr, to, len, new_len, keep })?;
+        Ok(to)
+    }
+
+    /// Moves what is mapped, in one mapping, to where nothing is.
+    fn move_mapping(&self, map: &mut Map<'m>, what: Move) -> Result<(), Errno> {
+        let Move { from, to, len, new_len, keep } = what;
+        let (old, new) = (from..from + len, to..to + new_len);
+        map.vmas.reserve(&old, 3)?;
+        let vma = map.vmas.find(from).expect("what is moved is mapped");
+        let moved = Vma { start: new.start, end: new.end, ..Self::grown(vma, from, vma.end) };
+        if let Err(errno) = self.make_tables(&what) {
+            self.mm.free_tables(&map.vmas.gap_around(&new, TASK_SIZE), self.memory.tables());
+            return Err(errno);
+        }
+        self.move_entries(&what);
+        map.vmas.insert(moved);
+        if !keep && len != 0 {
+            self.unmap_range(map, &old);
+        }
+        self.refold(&new);
+        Ok(())
+    }
+
+    /// Makes the tables for what is to be moved.
+    fn make_tables(&self, what: &Move) -> Result<(), Errno> {
+        let tables = self.memory.tables();
+        let mut at = what.from;
+        while let Some(start) = self.mm.next_table(at, what.from + what.len) {
+            let end = ((start | (Self::TABLE - 1)) + 1).min(what.from + what.len);
+            for va in [start, end - 1] {
+                let va = VirtAddr::new(va - what.from + what.to);
+                drop(self.mm.lock_table(va, tables).map_err(|_| Errno::ENOMEM)?);
+            }
+            at = end;
+        }
+        Ok(())
+    }
+
+    /// Moves entries to tables that are there.
+    fn move_entries(&self, what: &Move) {
+        let end = what.from + what.len;
+        let mut at = what.from;
+        while let Some(start) = self.mm.next_table(at, end) {
+            let target = start - what.from + what.to;
+            let left = |va: u64| (va | (Self::TABLE - 1)) + 1 - va;
+            let range = start..end.min(start + left(start).min(left(target)));
+            let (from, to) = (VirtAddr::new(start), VirtAddr::new(target));
+            let mut pair =
+                self.mm.lock_two_tables(from, to, self.memory.tables()).expect("tables that were made");
+            let (source, mut destination) = pair.both();
+            let mut next = range.start;
+            while let Some(batch) = Self::next_batch(source, next..range.end) {
+                let pte = get_and_clear_ptes(source, batch.va, batch.nr);
+                let va = VirtAddr::new(batch.va.get() - what.from + what.to);
+                let guard = destination.as_deref_mut().unwrap_or(source);
+                if pte.is_valid() {
+                    set_ptes(guard, va, pte, batch.nr);
+                } else {
+                    Self::set_held(guard, Batch { va, pte, nr: batch.nr });
+                }
+                next = batch.va.get() + batch.nr as u64 * Self::PAGE;
+            }
+            at = range.end;
+        }
+    }
+}
