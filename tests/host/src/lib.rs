@@ -15,6 +15,7 @@
 //! the feature `boots`, which `scripts/test` enables once QEMU and the kernel's Image are there.
 #![forbid(unsafe_code)]
 
+pub mod address_space;
 pub mod boot;
 pub mod early;
 pub mod image;

@@ -63,7 +63,7 @@ impl Setup {
         }
     }
 
-    fn config(self) -> Config {
+    pub(crate) fn config(self) -> Config {
         Config {
             cpus: world::CPUS,
             bbm: self.bbm,

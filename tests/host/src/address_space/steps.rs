@@ -1,0 +1,266 @@
+//! The operations, each done and said.
+
+use std::ops::Range;
+
+use mm::mman::*;
+use mm::{Errno, Fault};
+use model::GranuleType;
+
+use super::op::{Op, Pages, Step, What};
+use super::reference::{Kind, Page};
+use super::world::{Object, World};
+
+impl<'m, G: GranuleType + Sync> World<'m, G> {
+    pub(super) fn step(&mut self, op: &Op) {
+        let Op { cpu, process, step, .. } = *op;
+        match step {
+            Step::Access { at, access, by } => {
+                // Of the process that the CPU has loaded.
+                let page = self.mapped_range(self.loaded[cpu].unwrap_or(process), at).start;
+                self.touch(cpu, process, page, access, by);
+            }
+            Step::Map { at, what, prot, populate } => self.map(process, self.range(at), what, prot, populate),
+            Step::Unmap { at } => self.unmap(process, &self.mapped_range(process, at)),
+            Step::Protect { at, prot } => self.protect(process, &self.mapped_range(process, at), prot),
+            Step::Remap { at, to, flags } => self.remap(process, self.mapped_range(process, at), to, flags),
+            Step::Advise { at, advice } => self.advise(process, &self.mapped_range(process, at), advice),
+            Step::Fork { child } if child != process => self.fork(cpu, process, child),
+            Step::Fork { .. } => {}
+            Step::Exit => self.exit(cpu, process),
+            Step::Refold => {
+                self.processes[process].space.refold_pass();
+                self.expect_refolded(process, &self.arena());
+            }
+            Step::Reclaim { pages } => _ = self.processes[process].space.reclaim(u64::from(pages)),
+            Step::Age => _ = self.processes[process].space.age(),
+            Step::Kernel { at, write } => {
+                let page = self.mapped_range(process, at).start;
+                if write { self.kernel_writes(process, page) } else { self.kernel_reads(process, page) }
+            }
+            Step::InCore { at } => self.in_core(process, &self.mapped_range(process, at)),
+            Step::Switch { none } => self.switch(cpu, (!none).then_some(process)),
+        }
+    }
+
+    fn call<R>(
+        &self,
+        process: usize,
+        range: &Range<u64>,
+        call: impl FnOnce(&super::world::Space<'m, G>, u64, u64) -> R,
+    ) -> R {
+        call(&self.processes[process].space, Self::va(range.start), Self::va(range.end - range.start))
+    }
+
+    fn map(&mut self, process: usize, range: Range<u64>, what: What, prot: u64, populate: bool) {
+        let pages = range.end - range.start;
+        let populate = if populate { MAP_POPULATE } else { 0 };
+        let (flags, file, first) = match what {
+            What::Anonymous => (MAP_PRIVATE | MAP_ANONYMOUS, None, Kind::Anonymous { token: 0, free: false }),
+            What::Shared => {
+                let object = self.objects.len() as u64;
+                (MAP_SHARED | MAP_ANONYMOUS, None, Kind::Shared { object, page: 0 })
+            }
+            What::File { file, block, page, shared } => {
+                let file = usize::from(file);
+                let page = (self.place(block, page) - self.arena().start) % (3 * self.block());
+                let map = Some((&self.files[file], Self::va(page)));
+                if shared {
+                    (MAP_SHARED, map, Kind::File { file, page })
+                } else {
+                    (MAP_PRIVATE, map, Kind::Private { file, page, copy: None })
+                }
+            }
+        };
+        let flags = flags | MAP_FIXED | populate;
+        let result = self.call(process, &range, |space, va, len| space.mmap(va, len, prot, flags, file));
+        assert_eq!(result, Ok(Self::va(range.start)));
+        if let What::Shared = what {
+            self.objects.push(Object { pages, tokens: Default::default() });
+        }
+        for i in 0..pages {
+            let kind = match first {
+                Kind::Anonymous { .. } => first,
+                Kind::Private { file, page, .. } => Kind::Private { file, page: page + i, copy: None },
+                Kind::File { file, page } => Kind::File { file, page: page + i },
+                Kind::Shared { object, page } => Kind::Shared { object, page: page + i },
+            };
+            self.processes[process].reference.pages.insert(range.start + i, Page { prot, kind });
+        }
+    }
+
+    fn unmap(&mut self, process: usize, range: &Range<u64>) {
+        let result = self.call(process, range, |space, va, len| space.munmap(va, len));
+        assert_eq!(result, Ok(()));
+        self.processes[process].reference.unmap(range);
+    }
+
+    fn protect(&mut self, process: usize, range: &Range<u64>, prot: u64) {
+        let result = self.call(process, range, |space, va, len| space.mprotect(va, len, prot));
+        let all = self.processes[process].reference.change(range, |page| {
+            page.prot = prot;
+            true
+        });
+        assert_eq!(result, if all { Ok(()) } else { Err(Errno::ENOMEM) });
+        if all {
+            self.expect_refolded(process, range);
+        }
+    }
+
+    fn remap(&mut self, process: usize, range: Range<u64>, to: Pages, flags: u64) {
+        let keep = flags & MREMAP_DONTUNMAP != 0;
+        let fixed = flags & MREMAP_FIXED != 0;
+        let (start, len) = (range.start, range.end - range.start);
+        let new_len = if keep { len } else { self.length(to.length) };
+        let target = self.place(to.block, to.page);
+        let new = if fixed || keep { Self::va(target) } else { 0 };
+        let result = self
+            .call(process, &range, |space, va, size| space.mremap(va, size, Self::va(new_len), flags, new));
+        let target = target..target + new_len;
+        let reference = &mut self.processes[process].reference;
+        if reference.get(start).is_none() {
+            return assert_eq!(result, Err(Errno::EFAULT));
+        }
+        let overlap = range.end > target.start && target.end > range.start;
+        if (fixed || keep) && overlap {
+            return assert_eq!(result, Err(Errno::EINVAL));
+        }
+        if fixed {
+            reference.unmap(&target);
+        }
+        let kept = start..start + len.min(new_len);
+        if len > new_len {
+            reference.unmap(&(kept.end..range.end));
+            if !fixed {
+                return assert_eq!(result, Ok(Self::va(start)));
+            }
+        }
+        if !reference.is_one(&kept) {
+            return assert_eq!(result, Err(Errno::EFAULT));
+        }
+        let moved = match result {
+            Err(Errno::ENOMEM) => {
+                // It may not move, and can't grow; or memory was short for tables.
+                let at_end = !reference.is_joined(kept.end)
+                    && (kept.end..start + new_len).all(|page| reference.get(page).is_none());
+                let grows = flags & MREMAP_MAYMOVE == 0 && !at_end;
+                return assert!(grows || self.is_short(), "mremap of {range:x?} to {new_len} with {flags}");
+            }
+            Err(errno) => panic!("mremap of {range:x?} to {target:x?} with {flags}: {errno}"),
+            Ok(va) => va / G::GRANULE.page_size(),
+        };
+        if fixed {
+            assert_eq!(moved, target.start);
+        }
+        if moved != start {
+            let free = (moved..moved + new_len).all(|page| reference.get(page).is_none());
+            assert!(free, "moved to {moved:#x}, which is in use");
+            reference.move_pages(&kept, moved, new_len, keep);
+        } else {
+            let more = new_len - len;
+            let last = reference.pages[&(kept.end - 1)];
+            for i in 0..more {
+                assert!(reference.get(kept.end + i).is_none(), "grown into what is in use");
+                let kind = last.kind.after_in_mapping(1 + i);
+                reference.pages.insert(kept.end + i, Page { kind, ..last });
+            }
+        }
+        self.expect_refolded(process, &(moved..moved + new_len));
+    }
+
+    fn advise(&mut self, process: usize, range: &Range<u64>, advice: i32) {
+        let result = self.call(process, range, |space, va, len| space.madvise(va, len, advice));
+        let access = match advice {
+            MADV_POPULATE_READ => Some(mm::Access::Read),
+            MADV_POPULATE_WRITE => Some(mm::Access::Write),
+            _ => None,
+        };
+        if let Some(access) = access {
+            let first = range.clone().find_map(|page| self.expected(process, page, access).err());
+            let expected = match first {
+                None => Ok(()),
+                Some(Fault::Segv { mapped: false }) | Some(Fault::OutOfMemory) => Err(Errno::ENOMEM),
+                Some(Fault::Segv { mapped: true }) => Err(Errno::EINVAL),
+                Some(Fault::Bus) => Err(Errno::EFAULT),
+            };
+            let short = result == Err(Errno::ENOMEM) && self.is_short();
+            assert!(result == expected || short, "populating {range:x?} is {result:?}, not {expected:?}");
+            return;
+        }
+        let reference = &mut self.processes[process].reference;
+        let mut expected = Ok(());
+        for page in range.clone() {
+            let Some(meant) = reference.pages.get_mut(&page) else {
+                expected = Err(Errno::ENOMEM);
+                continue;
+            };
+            match (advice, &mut meant.kind) {
+                (MADV_FREE, Kind::Anonymous { free, .. }) => *free = true,
+                (MADV_FREE, _) => {
+                    expected = Err(Errno::EINVAL);
+                    break;
+                }
+                (MADV_DONTNEED, _) => reference.forget(&(page..page + 1)),
+                _ => {}
+            }
+        }
+        assert_eq!(result, expected, "advice {advice} for {range:x?}");
+    }
+
+    fn fork(&mut self, cpu: usize, parent: usize, child: usize) {
+        let Some(mm) = self.new_mm() else { return };
+        let parent = &self.processes[parent];
+        match self.new_process(mm, |mm| parent.space.fork(mm)) {
+            Ok(mut new) => {
+                new.reference = parent.reference.clone();
+                self.replace(cpu, child, new);
+            }
+            Err(errno) => assert!(errno == Errno::ENOMEM && self.is_short(), "fork: {errno}"),
+        }
+    }
+
+    fn kernel_writes(&mut self, process: usize, page: u64) {
+        let token = self.new_token();
+        let result = self.processes[process].space.write(Self::token_va(page), &token.to_le_bytes());
+        match (result, self.expected(process, page, mm::Access::Write)) {
+            (Ok(()), Ok(())) => self.wrote(process, page, token),
+            (Err(Errno::EFAULT), Err(_)) => {}
+            (Err(Errno::ENOMEM), _) if self.is_short() => {}
+            (result, expected) => panic!("write to {page:#x} is {result:?}, not {expected:?}"),
+        }
+    }
+
+    fn kernel_reads(&mut self, process: usize, page: u64) {
+        let mut bytes = [0; 4];
+        let result = self.processes[process].space.read(Self::token_va(page), &mut bytes);
+        match (result, self.expected(process, page, mm::Access::Read)) {
+            (Ok(()), Ok(())) => self.saw(process, page, u32::from_le_bytes(bytes)),
+            (Err(Errno::EFAULT), Err(_)) => {}
+            (Err(Errno::ENOMEM), _) if self.is_short() => {}
+            (result, expected) => panic!("read of {page:#x} is {result:?}, not {expected:?}"),
+        }
+    }
+
+    fn in_core(&mut self, process: usize, range: &Range<u64>) {
+        let mut vec = vec![0xff; (range.end - range.start) as usize];
+        let result = self.call(process, range, |space, va, len| space.mincore(va, len, &mut vec));
+        let mut expected = Ok(());
+        for (page, told) in range.clone().zip(vec) {
+            let Some(meant) = self.processes[process].reference.get(page) else {
+                expected = Err(Errno::ENOMEM);
+                break;
+            };
+            // Whether untouched memory was read before is not known here.
+            let must = self.meant_or_beyond(meant).is_some_and(|token| token != 0)
+                && !matches!(meant.kind, Kind::Anonymous { free: true, .. });
+            assert!(
+                told == 1 || told == 0 && !must,
+                "page {page:#x} of {process}, {meant:?}, is told as {told}"
+            );
+        }
+        assert_eq!(result, expected);
+    }
+
+    fn meant_or_beyond(&self, page: Page) -> Option<u32> {
+        (!self.is_beyond(page)).then(|| self.meant(page))
+    }
+}
