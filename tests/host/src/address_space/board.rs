@@ -98,13 +98,17 @@ impl<'m, G: GranuleType + Sync> Board<'m, G> {
     /// Writes bytes of a frame.
     pub fn write_frame(&self, pfn: Pfn, offset: u64, from: &[u8]) {
         let mut pages = self.pages.lock().unwrap();
-        let whole = from.len() as u64 == G::GRANULE.page_size() && from.iter().all(|&byte| byte == from[0]);
-        if whole {
-            pages.insert(pfn.get(), Bytes::of(from[0]));
-            return;
+        if from.len() as u64 == G::GRANULE.page_size() {
+            pages.insert(pfn.get(), Bytes::of(0));
         }
         let bytes = pages.entry(pfn.get()).or_insert_with(|| Bytes::of(POISON));
-        bytes.others.extend((offset..).zip(from.iter().copied()));
+        for (at, &byte) in (offset..).zip(from) {
+            if byte == bytes.base {
+                bytes.others.remove(&at);
+            } else {
+                bytes.others.insert(at, byte);
+            }
+        }
     }
 
     /// The parts of a range of a folio that are in one frame each: frame, offset in it, and where in the range.
