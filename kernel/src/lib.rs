@@ -14,9 +14,12 @@
 #![forbid(unsafe_code)]
 
 pub mod bootargs;
+pub mod cpio;
 pub mod dt;
 pub mod efi_boot;
 pub mod efi_tables;
 pub mod glob;
+pub mod initial_stack;
 pub mod memblock;
 pub mod platform;
+pub mod program;
