@@ -16,6 +16,7 @@ use crate::console::println;
 use crate::efi_runtime;
 use crate::image::Image;
 use crate::panic::fatal;
+use crate::process::init;
 use crate::vm::{GRANULE, PAGE};
 use crate::{console, cpu, features, gic, memory, psci, ptdump, smp, timer, vm};
 
@@ -47,8 +48,8 @@ extern "C" fn pleat_primary(device_tree: u64, image: u64, entered_at: u64, start
     let arguments = BootArgs::parse(platform.bootargs).or_fatal("bootargs");
     console::set_level(arguments.log_level);
     greet(&platform, entered_at);
-    for word in arguments.unknown() {
-        warn!("unknown boot argument `{word}`");
+    if arguments.init_path.is_none() {
+        arguments.unknown().for_each(|word| warn!("unknown boot argument `{word}`"));
     }
     if let Some(wanted) = bootargs::console(platform.bootargs)
         && platform.console.is_some_and(|uart| uart.kind != wanted)
@@ -75,9 +76,15 @@ extern "C" fn pleat_primary(device_tree: u64, image: u64, entered_at: u64, start
         efi_runtime::init(tables, &memblock);
     }
 
+    let root = init::prepare(&platform, &arguments);
     report_cost(&memblock, found, start);
     if let Some(tables) = arguments.ptdump {
         ptdump::run(tables);
+    }
+    match (arguments.init_path, &root) {
+        (Some(path), _) => init::main(path, &arguments, root),
+        (None, Err(error)) => warn!("there is no root file system: initrd: {error}"),
+        (None, Ok(())) => {}
     }
     run(&platform, &memblock, &arguments)
 }
@@ -93,7 +100,7 @@ fn run(platform: &Platform<'_>, memblock: &MemBlock, arguments: &BootArgs<'_>) -
 /// Without self-tests there is nothing to run yet.
 #[cfg(not(feature = "selftest"))]
 fn run(_: &Platform<'_>, _: &MemBlock, _: &BootArgs<'_>) -> ! {
-    info!("nothing to run: this kernel was built without its self-tests");
+    info!("nothing to run: no init=, and this kernel was built without its self-tests");
     crate::exit::exit(0)
 }
 

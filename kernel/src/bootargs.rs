@@ -7,6 +7,7 @@
 use core::fmt;
 
 use log::LevelFilter;
+use mm::ThpPolicy;
 
 use crate::platform::UartKind;
 
@@ -127,12 +128,16 @@ macro_rules! options {
 options! {
     /// `bench=`: a benchmark to be run in place of the self-tests, of whose parts `selftest=` selects.
     "bench": bench: Option<Bench> = None, read_bench, "`ptep` or `tlb`";
+    /// `init=`: the program that is run in place of the self-tests, and whose status ends the machine.
+    "init": init_path: Option<&'a str> = None, read_path, "a path that begins with `/`";
     /// `loglevel=`: the least severe messages that are printed.
     "loglevel": log_level: LevelFilter = LevelFilter::Info, read_level, "off, error, warn, info, debug, trace or 0 to 8";
     /// `ptdump=`: page tables to be printed before anything runs.
     "ptdump": ptdump: Option<Ptdump> = None, read_ptdump, "`init_mm`, `efi_mm` or `all`";
     /// `selftest=`: `list`, or a pattern. The bare key is the same as none.
     "selftest": selftest: Selftest<'a> = Selftest::All, read_selftest, "`list` or a pattern";
+    /// `thp=`: whether memory of processes comes in blocks.
+    "thp": thp: ThpPolicy = ThpPolicy::Always, read_thp, "`always` or `never`";
 }
 
 /// The UART that the line asks for as the console, in Linux's names: `console=ttyAMA0` is a PL011, `ttyS0` and `ttyS1`
@@ -170,6 +175,18 @@ impl<'a> BootArgs<'a> {
         let unknown = |word: &Word<'_>| !KEYS.contains(&word.key) && serial(word).is_none();
         words.filter(unknown).map(|word| word.whole)
     }
+
+    /// The words for init, as Linux hands them on: those that the kernel does not know, then what follows `--`, without
+    /// their quotes. `take` is told of each whether it is a setting (`key=value`), which belongs into the environment.
+    /// Settings with a `.` in their key are meant for a part of the kernel, and left out.
+    pub fn init_words(&self, mut take: impl FnMut(&'a str, bool)) {
+        let words = Words::new(self.line).filter_map(Result::ok);
+        for word in words.filter(|word| !KEYS.contains(&word.key) && !word.key.contains('.')) {
+            take(unquote(word.whole), word.value.is_some());
+        }
+        let words = Words::new(self.init).filter_map(Result::ok);
+        words.for_each(|word| take(unquote(word.whole), false));
+    }
 }
 
 /// A name of the `log` crate, or Linux's console level: messages *below* that number are printed, and
@@ -199,6 +216,18 @@ fn read_ptdump(value: Option<&str>) -> Option<Option<Ptdump>> {
         "init_mm" => Some(Some(Ptdump::InitMm)),
         "efi_mm" => Some(Some(Ptdump::EfiMm)),
         "all" => Some(Some(Ptdump::All)),
+        _ => None,
+    }
+}
+
+fn read_path(value: Option<&str>) -> Option<Option<&str>> {
+    value.filter(|path| path.starts_with('/')).map(Some)
+}
+
+fn read_thp(value: Option<&str>) -> Option<ThpPolicy> {
+    match value? {
+        "always" => Some(ThpPolicy::Always),
+        "never" => Some(ThpPolicy::Never),
         _ => None,
     }
 }
@@ -428,6 +457,30 @@ mod tests {
         ] {
             assert_eq!(after_first_word(line), rest, "{line}");
         }
+    }
+
+    #[test]
+    fn init_gets_what_the_kernel_does_not_know() {
+        let words = |line| {
+            let (mut argv, mut envp) = (Vec::new(), Vec::new());
+            parse(line)
+                .init_words(|word, is_setting| if is_setting { envp.push(word) } else { argv.push(word) });
+            (argv, envp)
+        };
+        let line = r#"init=/bin/a x loglevel=info A=1 usbcore.quirks=2 "two words" B="3 4" -- thp=never "y z" -- last"#;
+        assert_eq!(parse(line).init_path, Some("/bin/a"));
+        let argv = vec!["x", "two words", "thp=never", "y z"];
+        assert_eq!(words(line), (argv, vec!["A=1", r#"B="3 4""#]));
+        assert_eq!(words("init=/a"), (vec![], vec![]));
+        for word in ["init", "init=", "init=bin/a"] {
+            assert!(matches!(BootArgs::parse(word), Err(BootArgsError::InvalidValue { .. })), "{word}");
+        }
+    }
+
+    #[test]
+    fn blocks_for_processes_may_be_switched_off() {
+        assert_eq!((parse("").thp, parse("thp=never").thp), (ThpPolicy::Always, ThpPolicy::Never));
+        assert!(matches!(BootArgs::parse("thp=madvise"), Err(BootArgsError::InvalidValue { .. })));
     }
 
     #[test]

@@ -106,16 +106,20 @@ impl Console {
         STUCK.store(false, Ordering::Relaxed);
         self.0.write(byte);
     }
-}
 
-impl Write for Console {
-    fn write_str(&mut self, text: &str) -> fmt::Result {
-        for byte in text.bytes() {
+    fn put_all(&mut self, bytes: &[u8]) {
+        for &byte in bytes {
             if byte == b'\n' {
                 self.put(b'\r');
             }
             self.put(byte);
         }
+    }
+}
+
+impl Write for Console {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        self.put_all(text.as_bytes());
         Ok(())
     }
 }
@@ -154,6 +158,13 @@ pub(crate) fn write(text: fmt::Arguments<'_>) {
     if let Some(console) = &mut *CONSOLE.lock() {
         // Errors could come from the formatted values only, and then their text is cut short.
         let _ = console.write_fmt(text);
+    }
+}
+
+/// Prints what a program writes: bytes that need be no text.
+pub(crate) fn write_bytes(bytes: &[u8]) {
+    if let Some(console) = &mut *CONSOLE.lock() {
+        console.put_all(bytes);
     }
 }
 

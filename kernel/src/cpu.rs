@@ -97,12 +97,13 @@ pub(crate) fn stack_base(index: usize) -> VirtAddr {
     VirtAddr::new(CPUS[index].stack_base.load(Ordering::Relaxed) as u64)
 }
 
-/// Says that this CPU's stack is the one that begins at `base`, of [`STACK_SIZE`] bytes: exceptions that find their stack
-/// pointer elsewhere take it for an overflow. Returns where the stack was. Interrupts must be masked.
-#[cfg(feature = "efi")]
-pub(crate) fn replace_stack_base(base: VirtAddr) -> VirtAddr {
-    let old = CPUS[index()].stack_base.swap(base.get() as *mut u8, Ordering::Relaxed);
-    VirtAddr::new(old as u64)
+/// Says on which stack this CPU runs from its next [`switch`](arch::aarch64::task::switch) on: its lowest address. Returns
+/// which it was. Interrupts are masked.
+pub(crate) fn set_stack_base(base: VirtAddr) -> VirtAddr {
+    let local = &CPUS[index()];
+    let top = base.get() + STACK_SIZE;
+    local.stack_top.store(top as *mut u8, Ordering::Relaxed);
+    VirtAddr::new(local.stack_base.swap(base.get() as *mut u8, Ordering::Relaxed) as u64)
 }
 
 /// The one-page guards of the boot CPU's stacks, which the kernel leaves unmapped.

@@ -205,13 +205,13 @@ impl Calls {
 unsafe impl Firmware for Calls {
     unsafe fn call(&self, function: u64, arguments: &[u64; ARGUMENTS]) -> Result<Status, Aborted> {
         let result = self.in_efi_mm(|| {
-            let stack = cpu::replace_stack_base(self.stack);
+            let stack = cpu::set_stack_base(self.stack);
             CALLER.store(cpu::index(), Ordering::Relaxed);
             // SAFETY: the caller vouches for function and arguments; what the firmware needs is mapped, the stack is this
             // call's alone, by the lock, and known to the vectors.
             let result = unsafe { efi_call::call(function, arguments, self.stack_top()) };
             CALLER.store(NOBODY, Ordering::Relaxed);
-            cpu::replace_stack_base(stack);
+            cpu::set_stack_base(stack);
             result
         });
         result.map(Status::from_usize).map_err(|fault| {

@@ -107,6 +107,20 @@ unsafe impl GlobalAlloc for KernelHeap {
     }
 }
 
+/// Makes sure that `bytes` bytes are free, in however many pieces; `false` where there is not so much memory. Others may
+/// take them.
+pub(crate) fn reserve(bytes: usize) -> bool {
+    let missing = || bytes.saturating_sub(HEAP.heap.lock().free());
+    if missing() == 0 {
+        return true;
+    }
+    let mut end = HEAP.end.lock();
+    match missing() {
+        0 => true,
+        more => HEAP.grow(&mut end, more as u64),
+    }
+}
+
 /// Bytes that are allocated.
 pub(crate) fn used() -> usize {
     HEAP.heap.lock().used()

@@ -1,12 +1,5 @@
 //! The kernel's binary: what happens from the boot assembly's last instruction to the end of the machine.
 #![cfg_attr(target_os = "none", no_std, no_main)]
-#![cfg_attr(
-    not(feature = "selftest"),
-    expect(
-        dead_code,
-        reason = "the other CPUs are given functions by the self-tests only, until there are processes"
-    )
-)]
 
 #[cfg(not(target_os = "none"))]
 fn main() {
@@ -48,6 +41,8 @@ mod lock;
 mod memory;
 #[cfg(target_os = "none")]
 mod panic;
+#[cfg(target_os = "none")]
+mod process;
 #[cfg(target_os = "none")]
 mod psci;
 #[cfg(target_os = "none")]

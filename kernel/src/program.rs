@@ -16,33 +16,20 @@ use elf::abi;
 use elf::endian::LittleEndian;
 use elf::file::{Class, FileHeader, parse_ident};
 use elf::segment::{ProgramHeader, SegmentTable};
+use mm::Errno;
 
 /// Bytes of a page, by which segments are mapped.
 pub const PAGE: u64 = 4096;
 /// One past the last address that a program may use.
-pub const TASK_SIZE: u64 = 1 << 48;
+pub const TASK_SIZE: u64 = mm::TASK_SIZE;
 /// The lowest address that a program may map, as Linux's `mmap_min_addr`: an access by a null pointer faults.
 pub const LOWEST: u64 = 0x1_0000;
 /// Where position-independent programs go, if their alignment is no larger: two thirds up, as on Linux.
-pub const PIE_BASE: u64 = TASK_SIZE / 3 * 2 & !0x1f_ffff;
+pub const PIE_BASE: u64 = (TASK_SIZE / 3 * 2) & !0x1f_ffff;
 /// The most segments that are loaded.
 pub const MAX_SEGMENTS: usize = 16;
 /// Bytes of the program headers that are read, as on Linux.
 const MAX_HEADERS: usize = 65536;
-
-/// Linux's numbers of the errors that a bad file has.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-#[repr(i32)]
-pub enum Errno {
-    /// Not permitted: below [`LOWEST`].
-    Eperm = 1,
-    /// No program of this machine.
-    Enoexec = 8,
-    /// No room in the address space.
-    Enomem = 12,
-    /// A segment that can't be mapped.
-    Einval = 22,
-}
 
 /// Why a file is not loaded. Segments are numbered among all program headers.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -98,15 +85,15 @@ impl ProgramError {
             | Self::ExecutableStack
             | Self::Truncated(_)
             | Self::WritableAndExecutable(_)
-            | Self::TooMany => Errno::Enoexec,
+            | Self::TooMany => Errno::ENOEXEC,
             Self::Empty
             | Self::Size(_)
             | Self::Congruence(_)
             | Self::ConstantZeroes(_)
             | Self::Overlap(_)
-            | Self::Entry(_) => Errno::Einval,
-            Self::TooLow(_) => Errno::Eperm,
-            Self::TooHigh(_) | Self::NoPlace => Errno::Enomem,
+            | Self::Entry(_) => Errno::EINVAL,
+            Self::TooLow(_) => Errno::EPERM,
+            Self::TooHigh(_) | Self::NoPlace => Errno::ENOMEM,
         }
     }
 }

@@ -12,6 +12,7 @@ use kernel::platform::{Cpu, EnableMethod, MAX_CPUS, Platform};
 use mm::MapError;
 
 use crate::lock::IrqMutex;
+use crate::process::sched;
 use crate::{cpu, features, gic, psci, timer, vm};
 
 /// How long a CPU may take from its start until it is ready, in microseconds: long, since an emulator may be busy.
@@ -138,8 +139,8 @@ extern "C" fn pleat_secondary() -> ! {
         // pending, and WFI returns at once.
         daif::save_and_mask();
         let job = MAILBOXES[cpu::index()].lock().take();
-        if job.is_none() {
-            daif::wfi();
+        if job.is_none() && !sched::run_next() {
+            sched::wait();
         }
         // SAFETY: no lock is held; vectors and interrupt controller are set up.
         unsafe { daif::unmask() };
@@ -153,6 +154,11 @@ extern "C" fn pleat_secondary() -> ! {
 
 /// The handler of [`WAKE`]: that it came is enough.
 fn wake(_: u32) {}
+
+/// Has a CPU, which runs, look for something to run.
+pub(crate) fn wake_cpu(index: usize) {
+    gic::send_sgi(WAKE, index).expect("every CPU that runs can be sent an SGI");
+}
 
 /// A CPU that is to be given a function still has one, or does not run, or is the one that asks.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -195,6 +201,6 @@ pub(crate) fn spawn_on<T: Send + 'static>(
         let value = f();
         *theirs.lock() = Some(value);
     }));
-    gic::send_sgi(WAKE, index).expect("every CPU that runs can be sent an SGI");
+    wake_cpu(index);
     Ok(JoinHandle { cpu: index, result })
 }

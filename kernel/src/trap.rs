@@ -3,13 +3,15 @@
 use core::sync::atomic::{AtomicBool, Ordering};
 
 use arch::VirtAddr;
+use arch::aarch64::task::SPSR_PAN;
 use arch::aarch64::trap::{EL1H_MASKED, OVERFLOW_FLAG, STACK_SIZE, TrapFrame};
 use arch::esr::{Esr, ExceptionClass};
 use kernel::platform::MAX_CPUS;
 
 #[cfg(feature = "efi")]
 use crate::efi_runtime;
-use crate::{backtrace, cpu, gic, image, panic};
+use crate::process::{self, sched};
+use crate::{backtrace, cpu, features, gic, image, panic};
 
 /// The vectors, in order; each source has four kinds.
 const SOURCES: [&str; 4] = ["EL1 with SP_EL0", "EL1", "EL0", "EL0 in AArch32"];
@@ -17,6 +19,7 @@ const KINDS: [&str; 4] = ["synchronous exception", "IRQ", "FIQ", "SError"];
 const EL1_SYNC: u64 = 4;
 const EL1_IRQ: u64 = 5;
 const EL0_SYNC: u64 = 8;
+const EL0_IRQ: u64 = 9;
 
 static IN_INTERRUPT: [AtomicBool; MAX_CPUS] = [const { AtomicBool::new(false) }; MAX_CPUS];
 
@@ -40,15 +43,15 @@ extern "C" fn pleat_trap(frame: &mut TrapFrame, vector: u64) {
                 die(frame, format_args!("{}", describe(frame)));
             }
         }
-        // There are no processes yet: who went to EL0 is a probe, which waits for what comes of it.
-        EL0_SYNC if fix_up(frame, frame.x[30]) => frame.spsr = EL1H_MASKED,
-        EL1_IRQ => {
-            let flag = &IN_INTERRUPT[cpu::index()];
-            flag.store(true, Ordering::Relaxed);
-            backtrace::set_interrupted(Some(frame));
-            gic::handle_irq();
-            backtrace::set_interrupted(None);
-            flag.store(false, Ordering::Relaxed);
+        EL0_SYNC if sched::runs_a_task() => process::trap::synchronous(frame),
+        // Else who went to EL0 is a probe, which waits for what comes of it. Whether PAN is set stays.
+        EL0_SYNC if fix_up(frame, frame.x[30]) => {
+            frame.spsr = EL1H_MASKED | if features::uses_pan() { SPSR_PAN } else { 0 };
+        }
+        EL1_IRQ => interrupt(frame),
+        EL0_IRQ if sched::runs_a_task() => {
+            interrupt(frame);
+            process::trap::interrupted();
         }
         _ if vector & OVERFLOW_FLAG != 0 => {
             let base = cpu::stack_base(cpu::index());
@@ -69,6 +72,15 @@ extern "C" fn pleat_trap(frame: &mut TrapFrame, vector: u64) {
             )
         }
     }
+}
+
+fn interrupt(frame: &mut TrapFrame) {
+    let flag = &IN_INTERRUPT[cpu::index()];
+    flag.store(true, Ordering::Relaxed);
+    backtrace::set_interrupted(Some(frame));
+    gic::handle_irq();
+    backtrace::set_interrupted(None);
+    flag.store(false, Ordering::Relaxed);
 }
 
 fn describe(frame: &TrapFrame) -> impl core::fmt::Display {

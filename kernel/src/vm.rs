@@ -5,7 +5,7 @@
 //! 0xffff_8000_0000_0000  Image        text RX │ constants RO │ data RW, as the linker placed it
 //! 0xffff_8000_4000_0000  device tree  RO
 //! 0xffff_8000_8000_0000  devices      RW, Device-nGnRE, a page left out after each
-//! 0xffff_8000_c000_0000  stacks       RW, of the CPUs but the first; a guard below each
+//! 0xffff_8000_c000_0000  stacks       RW, of the CPUs but the first, and of tasks; a guard below each
 //! 0xffff_8001_0000_0000  heap         RW, grows upwards
 //! ```
 //!
@@ -19,15 +19,12 @@ use core::ptr::NonNull;
 use core::sync::atomic::{AtomicUsize, Ordering};
 
 use arch::aarch64::hardware::{Hardware, ImageWindow, LINEAR_BASE, LinearMap, linear};
-#[cfg(feature = "efi")]
 use arch::aarch64::trap::STACK_SIZE;
 use arch::aarch64::{boot, daif, probe};
 use arch::esr::Esr;
 use arch::{Granule, MemoryType, PhysAddr, TableFrame, VirtAddr};
 use kernel::memblock::{self, MemBlock};
-#[cfg(feature = "efi")]
-use kernel::platform::MAX_CPUS;
-use kernel::platform::PhysRange;
+use kernel::platform::{MAX_CPUS, PhysRange};
 use mm::ptdump::Marker;
 use mm::{KernelProt, MapError, Mapping, Mm, TableAlloc, create_pgd_mapping};
 use spin::{Mutex, Once};
@@ -381,10 +378,35 @@ pub(crate) fn map_stacks(index: usize) -> Result<VirtAddr, MapError> {
 /// Where there is no memory.
 #[cfg(feature = "efi")]
 pub(crate) fn map_efi_stack() -> Result<VirtAddr, MapError> {
-    let va = VirtAddr::new(stack_area(MAX_CPUS) + StackArea::STACK);
-    let pa = memory::alloc_for_good((STACK_SIZE / PAGE).ilog2() as u8).ok_or(MapError::OutOfTables(va))?;
-    map(&Mapping { va, pa, size: STACK_SIZE, prot: KernelProt::ReadWrite, memory: MemoryType::Normal })?;
+    let va = efi_stack();
+    map_stack(va)?;
     Ok(va)
+}
+
+/// Where the stack of EFI runtime services is: behind those of the CPUs, above a guard.
+#[cfg(feature = "efi")]
+fn efi_stack() -> VirtAddr {
+    VirtAddr::new(stack_area(MAX_CPUS) + cpu::GUARD_SIZE)
+}
+
+/// Where the kernel stack `index` of tasks is: behind that of EFI runtime services, above a guard.
+pub(crate) fn task_stack(index: usize) -> VirtAddr {
+    VirtAddr::new(stack_area(MAX_CPUS + 1 + index) + cpu::GUARD_SIZE)
+}
+
+/// Maps the kernel stack `index` of tasks. For good.
+///
+/// # Errors
+/// Where there is no memory.
+pub(crate) fn map_task_stack(index: usize) -> Result<(), MapError> {
+    map_stack(task_stack(index))
+}
+
+/// Maps a stack of [`STACK_SIZE`] bytes at `va`.
+fn map_stack(va: VirtAddr) -> Result<(), MapError> {
+    let order = (STACK_SIZE / PAGE).ilog2() as u8;
+    let pa = memory::alloc_for_good(order).ok_or(MapError::OutOfTables(va))?;
+    map(&Mapping { va, pa, size: STACK_SIZE, prot: KernelProt::ReadWrite, memory: MemoryType::Normal })
 }
 
 /// Maps `size` bytes of physical memory at `va` in the heap's window.
@@ -436,14 +458,17 @@ mod windows {
             let area = stack_area(index);
             within(start, end, area + StackArea::OVERFLOW..area + StackArea::GUARD)
                 || within(start, end, area + StackArea::STACK..area + StackArea::SIZE)
-        }) || in_efi_stack(start, end)
+        }) || (0..crate::process::stack::made()).any(|index| is_stack(task_stack(index), start, end))
+            || in_efi_stack(start, end)
+    }
+
+    fn is_stack(base: VirtAddr, start: u64, end: u64) -> bool {
+        within(start, end, base.get()..base.get() + STACK_SIZE)
     }
 
     #[cfg(feature = "efi")]
     fn in_efi_stack(start: u64, end: u64) -> bool {
-        let area = stack_area(MAX_CPUS);
-        crate::efi_runtime::services().is_some()
-            && within(start, end, area + StackArea::STACK..area + StackArea::SIZE)
+        crate::efi_runtime::services().is_some() && is_stack(efi_stack(), start, end)
     }
 
     #[cfg(not(feature = "efi"))]

@@ -67,6 +67,16 @@ pub fn masked<R>(f: impl FnOnce() -> R) -> R {
     result
 }
 
+/// As [`masked`], where `f` may end on another CPU than it began on: a task that leaves its CPU. The masks are those of the
+/// task.
+#[inline]
+pub fn masked_across_cpus(f: impl FnOnce()) {
+    let saved = save_and_mask();
+    f();
+    // SAFETY: whatever began inside `f` has ended with it, and what is further up the stack has the masks that it had.
+    unsafe { restore(saved) };
+}
+
 /// Waits until an interrupt is pending for this CPU, be it masked or not; may return earlier.
 #[inline]
 pub fn wfi() {

@@ -2,6 +2,7 @@
 
 use core::arch::global_asm;
 
+use super::task::SPSR_PAN;
 use super::trap::{EL1H_MASKED, TrapFrame};
 use crate::VirtAddr;
 use crate::esr::Esr;
@@ -64,5 +65,6 @@ pub fn give_up(frame: &mut TrapFrame, stack_top: VirtAddr) {
     frame.x[3] = frame.elr;
     frame.x[9] = stack_top.get() - 16;
     frame.elr = efi_call_aborted as *const () as u64;
-    frame.spsr = EL1H_MASKED;
+    // PAN stays as it is.
+    frame.spsr = EL1H_MASKED | frame.spsr & SPSR_PAN;
 }

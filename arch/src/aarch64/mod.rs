@@ -12,5 +12,7 @@ pub mod id;
 pub mod pmu;
 pub mod probe;
 pub mod semihosting;
+pub mod task;
 pub mod trap;
+pub mod uaccess;
 pub mod zero;

@@ -5,7 +5,7 @@ use core::arch::global_asm;
 use crate::VirtAddr;
 use crate::esr::{Esr, ExceptionClass};
 
-global_asm!(include_str!("probe.S"));
+global_asm!(include_str!("probe.S"), include_str!("uaccess.S"));
 
 /// What a fault left in the syndrome and fault address registers.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -18,7 +18,7 @@ pub struct Fault {
 
 /// Two registers, as the procedure call standard returns them.
 #[repr(C)]
-struct Outcome {
+pub(super) struct Outcome {
     esr: u64,
     value: u64,
 }
@@ -33,7 +33,7 @@ unsafe extern "C" {
     fn probe_execute_user(va: u64) -> Outcome;
 }
 
-fn result(outcome: Outcome) -> Result<u64, Fault> {
+pub(super) fn result(outcome: Outcome) -> Result<u64, Fault> {
     match outcome.esr {
         0 => Ok(outcome.value),
         esr => Err(Fault { esr: Esr::new(esr), far: VirtAddr::new(outcome.value) }),

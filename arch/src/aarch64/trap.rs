@@ -35,7 +35,7 @@ pub struct CpuLocal {
 pub struct TrapFrame {
     /// x0 to x30.
     pub x: [u64; 31],
-    /// The stack pointer before the exception, where it came from EL1.
+    /// The stack pointer before the exception: of EL0 where it came from there, and where it returns there, for that.
     pub sp: u64,
     /// ELR_EL1: where it goes on.
     pub elr: u64,

@@ -40,7 +40,11 @@
         mrs     x0, tpidrro_el0
         sub     sp, sp, #{frame_size}
         stp     x0, x1, [sp]
+        .if     \number < 8
         add     x0, sp, #{frame_size}
+        .else                                   // from EL0
+        mrs     x0, sp_el0
+        .endif
         stp     x30, x0, [sp, #30 * 8]
         mov     x1, #\number
         b       trap_common
@@ -74,11 +78,17 @@ trap_common:
         mov     x29, xzr                        // the backtrace goes on through the frame
         bl      pleat_trap
 
-        // Back to where it happened, or where the handler set ELR to.
+        // Back to where it happened, or where the handler set ELR to. A new task comes from here too, with its frame at SP.
+.global trap_return
+trap_return:
         ldp     x2, x3, [sp, #32 * 8]
         msr     elr_el1, x2
         msr     spsr_el1, x3
-        msr     tpidrro_el0, xzr
+        tst     x3, #0xf
+        b.ne    1f
+        ldr     x2, [sp, #31 * 8]               // to EL0
+        msr     sp_el0, x2
+1:      msr     tpidrro_el0, xzr
         ldp     x2, x3, [sp, #2 * 8]
         ldp     x4, x5, [sp, #4 * 8]
         ldp     x6, x7, [sp, #6 * 8]

@@ -104,7 +104,7 @@ pub(super) fn reach(_: &Context<'_>) -> TestResult {
 /// An address space, loaded, and the one folio that is mapped in it.
 struct Space {
     mm: Arc<UserMm>,
-    loaded: Option<Loaded<{ GRANULE.page_shift() }>>,
+    loaded: Option<Loaded<UserMm>>,
     folio: Folio<'static>,
     /// Dropped last: it gives the tables back.
     tables: Scratch,
@@ -182,7 +182,7 @@ impl Space {
 impl Drop for Space {
     fn drop(&mut self) {
         self.loaded = None;
-        user::release(&self.mm);
+        user::release(&*self.mm);
     }
 }
 

@@ -171,7 +171,7 @@ fn errors_have_linux_numbers() {
         (ProgramError::TooLow(0), 1),
         (ProgramError::NoPlace, 12),
     ] {
-        assert_eq!(error.errno() as i32, number, "{error}");
+        assert_eq!(error.errno().number(), number, "{error}");
     }
 }
 

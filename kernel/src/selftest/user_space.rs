@@ -94,7 +94,7 @@ pub(super) struct UserSpace<const PAGE_SHIFT: u32> {
     pub(super) tables: Scratch,
     pub(super) faults: Arc<Faults>,
     frames: &'static FrameMap<'static>,
-    loaded: Option<Loaded<PAGE_SHIFT>>,
+    loaded: Option<Loaded<UserMm<PAGE_SHIFT>>>,
     other: Option<(Arc<Link>, JoinHandle<()>)>,
 }
 
@@ -141,7 +141,7 @@ impl<const PAGE_SHIFT: u32> Drop for UserSpace<PAGE_SHIFT> {
             serve.join();
         }
         self.loaded = None;
-        user::release(&self.mm);
+        user::release(&*self.mm);
     }
 }
 

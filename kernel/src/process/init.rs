@@ -1,0 +1,66 @@
+//! The first process: run to its end, with all that it started.
+
+use alloc::vec::Vec;
+
+use kernel::bootargs::BootArgs;
+use log::info;
+use mm::Errno;
+
+use super::files::Files;
+use super::{Begin, Signal, Status, exec, initramfs, life, sched, space, syscall};
+use crate::exit;
+use crate::panic::fatal;
+use kernel::platform::Platform;
+
+/// Prepares what processes need: their memory, the scheduler and the root file system.
+pub(crate) fn prepare(platform: &Platform<'_>, arguments: &BootArgs<'_>) -> Result<(), initramfs::Error> {
+    sched::init();
+    space::init(arguments.thp).map_err(|_| initramfs::Error::NoMemory)?;
+    initramfs::init(platform.initrd)
+}
+
+/// Runs the program at `path` as process 1 until it and all others have ended, on this CPU and all that wait for something
+/// to do. Called from a CPU's own context, with nothing that runs already.
+///
+/// # Errors
+/// As [`exec::image`].
+pub(crate) fn run(path: &[u8], argv: &[Vec<u8>], envp: &[Vec<u8>]) -> Result<Status, Errno> {
+    let image = exec::first_image(path, argv, envp)?;
+    let begin = Begin {
+        pid: life::INIT,
+        parent: 0,
+        exit_signal: Signal::SIGCHLD as u8,
+        clear_child_tid: 0,
+        thread_pointer: 0,
+        name: path.to_vec(),
+        files: Files::new(),
+        vfork_parent: None,
+    };
+    life::start_init(begin, image.space, &image.frame)?;
+    sched::run_until(life::all_ended);
+    let status = life::take_all().expect("init has ended");
+    // Another CPU may still be about to leave the last one.
+    sched::run_until(|| !life::any_left());
+    syscall::report_missing();
+    Ok(status)
+}
+
+/// Runs the program that `init=` names, and ends the machine with its status.
+pub(crate) fn main(path: &str, arguments: &BootArgs<'_>, root: Result<(), initramfs::Error>) -> ! {
+    if let Err(error) = root {
+        fatal(format_args!("initrd: {error}"));
+    }
+    let mut argv = Vec::from([path.as_bytes().to_vec()]);
+    let mut envp = Vec::from([b"HOME=/".to_vec(), b"TERM=linux".to_vec()]);
+    arguments.init_words(|word, is_setting| {
+        let strings = if is_setting { &mut envp } else { &mut argv };
+        strings.push(word.as_bytes().to_vec());
+    });
+    match run(path.as_bytes(), &argv, &envp) {
+        Ok(status) => {
+            info!("init {status}");
+            exit::exit(status.exit_code())
+        }
+        Err(error) => fatal(format_args!("init={path}: {error}")),
+    }
+}

@@ -1,0 +1,165 @@
+//! The address space of a process, with the memory of this machine.
+
+use alloc::vec::Vec;
+use core::ops::Deref;
+use core::ptr;
+
+use arch::aarch64::hardware::{Hardware, LinearMap, linear};
+use arch::{PhysAddr, TableFrame};
+use kernel::platform::PhysRange;
+use mm::frame::Folio;
+use mm::{AddressSpace, Errno, Memory, Mm, PhysMem, TableAlloc, ThpPolicy, UserTables, VA_BITS};
+use spin::{Mutex, Once};
+
+use crate::memory;
+use crate::user::{self, UserMm, UserRoot};
+use crate::vm::{GRANULE, PAGE};
+
+static MEMORY: Once<Memory<'static>> = Once::new();
+static POLICY: Once<ThpPolicy> = Once::new();
+static TABLES: Tables = Tables(Mutex::new(Vec::new()));
+
+/// Prepares the memory of processes.
+///
+/// # Errors
+/// [`Errno::ENOMEM`]
+pub(crate) fn init(policy: ThpPolicy) -> Result<(), Errno> {
+    POLICY.call_once(|| policy);
+    TABLES.0.lock().try_reserve(TABLES_AT_FIRST).map_err(|_| Errno::ENOMEM)?;
+    MEMORY.try_call_once(|| Memory::new(memory::frames(), &Contents, &TABLES, GRANULE)).map(|_| ())
+}
+
+/// Where the memory of processes comes from.
+///
+/// # Panics
+/// Before [`init`].
+pub(crate) fn memory() -> &'static Memory<'static> {
+    MEMORY.get().expect("processes begin after their memory is prepared")
+}
+
+/// An address space. Its ASID is given back when nobody has it any more.
+pub(crate) struct Space(AddressSpace<'static, Hardware<LinearMap>>);
+
+impl Space {
+    /// One in which nothing is mapped.
+    ///
+    /// # Errors
+    /// [`Errno::ENOMEM`]
+    pub(crate) fn new() -> Result<Self, Errno> {
+        let policy = *POLICY.get().expect("processes begin after their memory is prepared");
+        Ok(Self(AddressSpace::new(empty()?, memory(), policy)))
+    }
+
+    /// A child's.
+    ///
+    /// # Errors
+    /// [`Errno::ENOMEM`]
+    pub(crate) fn fork(&self) -> Result<Self, Errno> {
+        Ok(Self(self.0.fork(empty()?)?))
+    }
+}
+
+fn empty() -> Result<UserMm, Errno> {
+    let root = TABLES.alloc_table(GRANULE.start_level(VA_BITS)).ok_or(Errno::ENOMEM)?;
+    // SAFETY: its tables are pages of the allocator, which are in the linear map.
+    let hardware = Hardware(unsafe { LinearMap::new() });
+    Ok(Mm::new_user(hardware, root, memory::frames()))
+}
+
+impl Deref for Space {
+    type Target = AddressSpace<'static, Hardware<LinearMap>>;
+
+    fn deref(&self) -> &Self::Target {
+        &self.0
+    }
+}
+
+impl UserRoot for Space {
+    type Mmu = Hardware<LinearMap>;
+
+    fn root(&self) -> PhysAddr {
+        self.0.root()
+    }
+
+    fn context(&self) -> Option<&mm::asid::Context> {
+        Some(self.0.context())
+    }
+
+    fn mmu(&self) -> &Self::Mmu {
+        self.0.mmu()
+    }
+}
+
+impl Drop for Space {
+    fn drop(&mut self) {
+        user::release(self);
+    }
+}
+
+/// Frames, through the linear map.
+struct Contents;
+
+/// Where `bytes` bytes at an offset in a folio are.
+fn place(folio: &Folio<'_>, offset: u64, bytes: u64) -> *mut u8 {
+    let size = folio.frames() * PAGE;
+    assert!(offset <= size && bytes <= size - offset, "{bytes:#x} bytes at {offset:#x} are not in {folio:?}");
+    (linear(folio.head().addr(GRANULE)).get() + offset) as *mut u8
+}
+
+impl PhysMem for Contents {
+    fn clear(&self, folio: &Folio<'_>) {
+        let start = folio.head().addr(GRANULE);
+        let end = PhysAddr::new(start.get() + folio.frames() * PAGE);
+        // SAFETY: the folio's frames are in the linear map. No reference refers to frames that processes use.
+        unsafe { memory::clear(PhysRange { start, end }) };
+    }
+
+    fn copy(&self, from: (&Folio<'_>, u64), to: (&Folio<'_>, u64), bytes: u64) {
+        let (from, to) = (place(from.0, from.1, bytes), place(to.0, to.1, bytes));
+        // SAFETY: both are inside of their folios, and no reference refers to them.
+        unsafe { ptr::copy(from, to, bytes as usize) };
+    }
+
+    fn read(&self, folio: &Folio<'_>, offset: u64, into: &mut [u8]) {
+        let from = place(folio, offset, into.len() as u64);
+        // SAFETY: it is inside of the folio; `into` is the kernel's, which is no folio of a process.
+        unsafe { ptr::copy_nonoverlapping(from, into.as_mut_ptr(), into.len()) };
+    }
+
+    fn write(&self, folio: &Folio<'_>, offset: u64, from: &[u8]) {
+        let to = place(folio, offset, from.len() as u64);
+        // SAFETY: as above.
+        unsafe { ptr::copy_nonoverlapping(from.as_ptr(), to, from.len()) };
+    }
+}
+
+/// How many tables have a place before the list of them grows, which it keeps then.
+const TABLES_AT_FIRST: usize = 512;
+
+/// Tables in use, in the order of their addresses.
+struct Tables(Mutex<Vec<Folio<'static>>>);
+
+impl TableAlloc for Tables {
+    fn alloc_table(&self, level: u8) -> Option<TableFrame> {
+        let folio = memory::frames().alloc(0).ok()?;
+        Contents.clear(&folio);
+        let (head, pa) = (folio.head(), folio.head().addr(GRANULE));
+        let mut tables = self.0.lock();
+        tables.try_reserve(1).ok()?;
+        let index = tables.partition_point(|table| table.head() < head);
+        tables.insert(index, folio);
+        // SAFETY: a zeroed page of its own, in the linear map, kept until it is given back.
+        Some(unsafe { TableFrame::new(pa, level) })
+    }
+}
+
+impl UserTables for Tables {
+    fn free_table(&self, table: TableFrame) {
+        let pfn = table.pa().pfn(GRANULE);
+        let mut tables = self.0.lock();
+        match tables.binary_search_by_key(&pfn, |table| table.head()) {
+            Ok(index) => drop(tables.remove(index)),
+            Err(_) => panic!("{pfn} is given back, and is no table"),
+        }
+    }
+}

@@ -1,0 +1,93 @@
+//! System calls, by Linux arm64's numbers (include/uapi/asm-generic/unistd.h): number in x8, arguments in x0 to x5, result or
+//! negative errno in x0. What works of each is in docs/syscalls.md.
+
+mod memory;
+mod system;
+mod time;
+
+use alloc::string::String;
+use alloc::sync::Arc;
+use core::fmt::Write;
+use core::sync::atomic::{AtomicU32, Ordering};
+
+use arch::aarch64::trap::TrapFrame;
+use log::info;
+use mm::Errno;
+
+use super::sched::Outcome;
+use super::{Status, Task, exec, files, life, sched};
+
+/// Numbers of Linux's calls are below this.
+const NUMBERS: usize = 512;
+
+/// How often each call was made that is not there; the last one is all larger numbers.
+static MISSING: [AtomicU32; NUMBERS + 1] = [const { AtomicU32::new(0) }; NUMBERS + 1];
+
+/// Does what the registers in `frame` ask for, and puts the result there. A status where the process ends by it.
+pub(crate) fn call(task: &Arc<Task>, frame: &mut TrapFrame) -> Option<Status> {
+    let number = frame.x[8];
+    let args = [frame.x[0], frame.x[1], frame.x[2], frame.x[3], frame.x[4], frame.x[5]];
+    let [a0, a1, a2, a3, ..] = args;
+    let result = match number {
+        56 => files::openat(task, args),
+        57 => files::close(task, a0),
+        62 => files::lseek(task, a0, a1, a2),
+        63 => files::read(task, a0, a1, a2),
+        64 => files::write(task, a0, a1, a2),
+        66 => files::writev(task, a0, a1, a2),
+        67 => files::pread(task, args),
+        80 => files::fstat(task, a0, a1),
+        // exit, exit_group: a process has one thread.
+        93 | 94 => return Some(Status::Exited(a0 as u8)),
+        101 => time::nanosleep(task, a0),
+        113 => time::clock_gettime(task, a0, a1),
+        114 => time::clock_getres(task, a0, a1),
+        115 => time::clock_nanosleep(task, args),
+        124 => {
+            sched::switch_out(Outcome::Yield);
+            Ok(0)
+        }
+        160 => system::uname(task, a0),
+        // getpid, gettid: as above.
+        172 | 178 => Ok(task.pid as u64),
+        173 => Ok(task.parent() as u64),
+        214 => Ok(task.own_space().brk(a0)),
+        215 => task.own_space().munmap(a0, a1).map(|()| 0),
+        216 => task.own_space().mremap(a0, a1, a2, a3, args[4]),
+        220 => life::clone(task, frame, args),
+        221 => exec::execve(task, frame, args),
+        222 => memory::mmap(task, args),
+        226 => task.own_space().mprotect(a0, a1, a2).map(|()| 0),
+        232 => memory::mincore(task, a0, a1, a2),
+        233 => task.own_space().madvise(a0, a1, a2 as i32).map(|()| 0),
+        260 => life::wait4(task, args),
+        278 => system::getrandom(task, a0, a1, a2),
+        _ => {
+            MISSING[(number as usize).min(NUMBERS)].fetch_add(1, Ordering::Relaxed);
+            Err(Errno::ENOSYS)
+        }
+    };
+    frame.x[0] = match result {
+        Ok(value) => value,
+        Err(errno) => i64::from(-errno.number()) as u64,
+    };
+    None
+}
+
+/// Says which calls were made that are not there, and how often, and forgets it. Returns how many different ones.
+pub(crate) fn report_missing() -> usize {
+    let mut line = String::new();
+    let mut calls = 0;
+    for (number, count) in MISSING.iter().enumerate() {
+        let count = count.swap(0, Ordering::Relaxed);
+        if count > 0 {
+            let more = if number == NUMBERS { " and above" } else { "" };
+            let _ = write!(line, "{}{number}{more} ({count} times)", if calls == 0 { "" } else { ", " });
+            calls += 1;
+        }
+    }
+    if calls > 0 {
+        info!("system calls that are not there, by number: {line}");
+    }
+    calls
+}

@@ -1,0 +1,124 @@
+//! The memory of the current process, by addresses that it gave: never by the kernel's own loads and stores.
+//!
+//! An address is used for nothing but an unprivileged access; where that faults, the fault is resolved as if the process
+//! had made it, and the access made again. What the process may not access itself is EFAULT.
+
+use alloc::vec::Vec;
+
+use arch::VirtAddr;
+use arch::aarch64::probe;
+use arch::aarch64::uaccess::{copy_from_user, copy_to_user};
+use arch::esr::Access as Cause;
+use mm::{Access, Errno, Fault, TASK_SIZE};
+
+use super::{Signal, Task};
+use crate::vm::PAGE;
+use alloc::sync::Arc;
+use log::warn;
+
+/// Whether all of it is below [`TASK_SIZE`].
+fn is_user(va: u64, bytes: u64) -> bool {
+    va.checked_add(bytes).is_some_and(|end| end <= TASK_SIZE)
+}
+
+/// Reads from `va` on.
+///
+/// # Errors
+/// EFAULT; what `into` holds then is of no use.
+pub(crate) fn read(task: &Arc<Task>, va: u64, into: &mut [u8]) -> Result<(), Errno> {
+    if !is_user(va, into.len() as u64) {
+        return Err(Errno::EFAULT);
+    }
+    let mut at = va;
+    let mut rest = into;
+    while !rest.is_empty() {
+        let (here, after) = rest.split_at_mut(rest.len().min((PAGE - at % PAGE) as usize));
+        resolving(task, || copy_from_user(here, VirtAddr::new(at)))?;
+        at += here.len() as u64;
+        rest = after;
+    }
+    Ok(())
+}
+
+/// Writes from `va` on.
+///
+/// # Errors
+/// EFAULT; some of it may have been written.
+pub(crate) fn write(task: &Arc<Task>, va: u64, from: &[u8]) -> Result<(), Errno> {
+    if !is_user(va, from.len() as u64) {
+        return Err(Errno::EFAULT);
+    }
+    let mut at = va;
+    let mut rest = from;
+    while !rest.is_empty() {
+        let (here, after) = rest.split_at(rest.len().min((PAGE - at % PAGE) as usize));
+        // SAFETY: what TTBR0 maps writable is memory of processes, which no reference refers to.
+        resolving(task, || unsafe { copy_to_user(VirtAddr::new(at), here) })?;
+        at += here.len() as u64;
+        rest = after;
+    }
+    Ok(())
+}
+
+/// Reads a word.
+///
+/// # Errors
+/// EFAULT
+pub(crate) fn read_word(task: &Arc<Task>, va: u64) -> Result<u64, Errno> {
+    let mut bytes = [0; 8];
+    read(task, va, &mut bytes)?;
+    Ok(u64::from_le_bytes(bytes))
+}
+
+/// Reads a string up to its NUL, without it.
+///
+/// # Errors
+/// EFAULT; ENAMETOOLONG where `limit` bytes have no NUL; ENOMEM.
+pub(crate) fn read_string(task: &Arc<Task>, va: u64, limit: usize) -> Result<Vec<u8>, Errno> {
+    let mut string = Vec::new();
+    let mut at = va;
+    loop {
+        let mut piece = [0; 128];
+        // Not beyond the page: what follows may not be readable, and the NUL come before it.
+        let bytes = piece.len().min((PAGE - at % PAGE) as usize);
+        let piece = &mut piece[..bytes];
+        read(task, at, piece)?;
+        let end = piece.iter().position(|&byte| byte == 0);
+        let piece = &piece[..end.unwrap_or(bytes)];
+        if string.len() + piece.len() >= limit {
+            return Err(Errno::ENAMETOOLONG);
+        }
+        string.try_reserve(piece.len()).map_err(|_| Errno::ENOMEM)?;
+        string.extend_from_slice(piece);
+        if end.is_some() {
+            return Ok(string);
+        }
+        at += bytes as u64;
+    }
+}
+
+/// Makes an access until it succeeds, or its fault can't be resolved.
+fn resolving(task: &Arc<Task>, mut access: impl FnMut() -> Result<(), probe::Fault>) -> Result<(), Errno> {
+    let space = task.own_space();
+    loop {
+        let Err(fault) = access() else { return Ok(()) };
+        // A process that is to end does not wait for memory.
+        if task.killed().is_some() {
+            return Err(Errno::EFAULT);
+        }
+        let abort = fault.esr.abort().ok_or(Errno::EFAULT)?;
+        let wanted = match abort.access {
+            Cause::Write => Access::Write,
+            _ => Access::Read,
+        };
+        match space.handle_fault(fault.far, wanted) {
+            Ok(_) => {}
+            Err(Fault::OutOfMemory) => {
+                warn!("{task} killed: out of memory, for a system call that accesses {}", fault.far);
+                task.kill(Signal::SIGKILL);
+                return Err(Errno::EFAULT);
+            }
+            Err(Fault::Segv { .. } | Fault::Bus) => return Err(Errno::EFAULT),
+        }
+    }
+}
