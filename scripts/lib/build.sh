@@ -1,5 +1,43 @@
 # shellcheck shell=bash
-# Building the kernel and its flat Image. Sourced after toolchain.sh.
+# Building the kernel and its flat Image, and the programs that are embedded in it. Sourced after toolchain.sh.
+
+# The programs of tests/user as they are built, and packed.
+readonly PROGRAMS=$OUT_DIR/bin INITRAMFS=$OUT_DIR/initramfs.cpio
+
+# build_programs: leaves the programs in PROGRAMS and INITRAMFS, which changes only if one of them does.
+build_programs() {
+    local built=$TARGET_DIR/user/$KERNEL_TARGET/release program name
+    kernel_cargo build --manifest-path tests/user/Cargo.toml --target-dir "$TARGET_DIR/user" --release --bins >&2 || return
+    mkdir -p "$PROGRAMS" && {
+        cpio_entry bin 040755 /dev/null
+        for program in "$ROOT"/tests/user/src/bin/*.rs; do
+            name=$(basename "$program" .rs)
+            cp "$built/$name" "$PROGRAMS/$name" && cpio_entry "bin/$name" 100755 "$PROGRAMS/$name" || return
+        done
+        cpio_entry 'TRAILER!!!' 0 /dev/null
+    } >"$INITRAMFS.new" || return
+    if cmp -s "$INITRAMFS.new" "$INITRAMFS"; then rm "$INITRAMFS.new"; else mv "$INITRAMFS.new" "$INITRAMFS"; fi
+}
+
+# cpio_entry NAME MODE FILE: prints an entry of a cpio archive of the format newc; the mode is octal. Each entry has an inode
+# number of its own, and no time, so that the same programs give the same archive.
+cpio_entry() {
+    local name=$1 mode=$2 file=$3 size
+    size=$(stat -c %s "$file") || return
+    [[ -f $file ]] || size=0
+    CPIO_INODE=$((${CPIO_INODE:-0} + 1))
+    printf '070701%08x%08x%08x%08x%08x%08x%08x%08x%08x%08x%08x%08x%08x%s\0' \
+        "$CPIO_INODE" $((8#$mode)) 0 0 1 0 "$size" 0 0 0 0 $((${#name} + 1)) 0 "$name"
+    zeroes $((110 + ${#name} + 1))
+    cat "$file"
+    zeroes "$size"
+}
+
+# zeroes BYTES: prints what is missing to a multiple of four.
+zeroes() {
+    local missing=$(((4 - $1 % 4) % 4))
+    ((missing == 0)) || head -c "$missing" /dev/zero
+}
 
 # build_image VARIANT: VARIANT is selftest (the default features), bare (none) or fault-injection (the default ones, and
 # that). Leaves OUT_DIR/VARIANT/Image and, with its symbols, OUT_DIR/VARIANT/Image.elf. False where the build fails.
@@ -10,7 +48,8 @@ build_image() {
         bare) features=(--no-default-features) ;;
         fault-injection) features=(--features fault-injection) ;;
     esac
-    kernel_cargo build --package pleat-kernel --bin pleat --release "${features[@]}" >&2 || return
+    [[ $variant == bare ]] || build_programs || return
+    PLEAT_INITRAMFS=$INITRAMFS kernel_cargo build --package pleat-kernel --bin pleat --release "${features[@]}" >&2 || return
     mkdir -p "$directory" || return
     # Next to their final names first: a boot that is running must not see half a file.
     cp "$TARGET_DIR/$KERNEL_TARGET/release/pleat" "$directory/Image.elf.new" &&

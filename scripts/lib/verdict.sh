@@ -27,10 +27,11 @@ symbol_at() {
     printf ' %s+0x%x' "$name" $(($2 - 16#$start))
 }
 
-# verdict FILE-WITH-SYMBOLS TIMEOUT LIST: runs QEMU_COMMAND, prints its console and says in one line
-# what is to be thought of it. LIST is 1 where the kernel was asked to list its tests, not to run them.
+# verdict FILE-WITH-SYMBOLS TIMEOUT tests|list|init: runs QEMU_COMMAND, prints its console and says in one line
+# what is to be thought of it. The kernel was asked to run its tests, to list them, or to run a program as init, whose status
+# then decides.
 verdict() {
-    local elf=$1 limit=$2 list=$3
+    local elf=$1 limit=$2 asked=$3
     local line text frame offset console pid status started=$SECONDS deadline=$((SECONDS + $2))
     local running='' last_words='' not_ok=0 failed=0 timed_out='' partial=''
     local -a summaries=()
@@ -87,6 +88,17 @@ verdict() {
         say "FAILED: no end after $limit s; $where"
         return 1
     fi
+    if [[ $asked == init ]]; then
+        if ((status)); then
+            say "FAILED: exit status $status"
+        elif [[ -n $last_words ]]; then
+            say "FAILED: exit status 0, but the kernel also said: $last_words"
+        else
+            say "PASSED: init ended with status 0, $((SECONDS - started)) s"
+            return
+        fi
+        return 1
+    fi
     if ((${#summaries[@]} > 1)); then
         say "FAILED: ${#summaries[@]} summary lines where one was expected (exit status $status)"
         return 1
@@ -104,7 +116,7 @@ verdict() {
         say "FAILED: the summary says $text, but the kernel also said: $last_words"
     elif ((not_ok)); then
         say "FAILED: the summary says $text, but $not_ok tests were reported as 'not ok'"
-    elif ((list)); then
+    elif [[ $asked == list ]]; then
         [[ $text == '0 passed, 0 failed' ]] && say "LISTED: nothing was run (exit status 0)" && return
         say "FAILED: the tests were to be listed, but the summary says $text"
     elif [[ $text =~ ^0+\  ]]; then
