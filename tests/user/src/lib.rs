@@ -56,6 +56,11 @@ macro_rules! println {
     }};
 }
 
+/// Whether the program was told that it runs under QEMU's user emulation, which lets some calls through that Linux refuses.
+pub fn on_qemu_user(environment: start::Environment) -> bool {
+    environment.arg(1) == Some(b"qemu-user")
+}
+
 /// Bytes as text, for messages.
 pub fn text(bytes: &[u8]) -> &str {
     core::str::from_utf8(bytes).unwrap_or("(no text)")

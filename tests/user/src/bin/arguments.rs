@@ -1,0 +1,71 @@
+//! What a program finds when it begins: arguments, environment, auxiliary vector, registers, zeroed data.
+#![no_std]
+#![no_main]
+
+use core::arch::asm;
+
+use user::start::Environment;
+use user::{println, text};
+
+const AT_PHENT: u64 = 4;
+const AT_PAGESZ: u64 = 6;
+const AT_BASE: u64 = 7;
+const AT_ENTRY: u64 = 9;
+const AT_PLATFORM: u64 = 15;
+const AT_HWCAP: u64 = 16;
+const AT_CLKTCK: u64 = 17;
+const AT_SECURE: u64 = 23;
+const AT_RANDOM: u64 = 25;
+const AT_EXECFN: u64 = 31;
+
+/// More than a page, so that some of it is in pages of its own.
+static mut ZEROES: [u8; 20_000] = [0; 20_000];
+
+fn string(at: u64) -> &'static str {
+    // SAFETY: the kernel has put a string there.
+    text(unsafe { core::ffi::CStr::from_ptr(at as *const core::ffi::c_char) }.to_bytes())
+}
+
+unsafe extern "C" {
+    fn _start();
+}
+
+#[unsafe(no_mangle)]
+fn main(environment: Environment) -> i32 {
+    let auxiliary = |kind| environment.auxiliary(kind).unwrap_or_else(|| panic!("AT type {kind} is missing"));
+    for i in 1..environment.argc() {
+        println!("argument {i}: {}", text(environment.arg(i).expect("there are argc")));
+    }
+    assert_eq!(environment.arg(environment.argc()), None);
+    for setting in environment.envp().filter(|setting| setting.starts_with(b"PLEAT_")) {
+        println!("environment: {}", text(setting));
+    }
+    assert!(environment.stack_pointer().is_multiple_of(16), "the stack pointer is not aligned");
+    let name = environment.arg(0).expect("a program has a name");
+    assert!(string(auxiliary(AT_EXECFN)).ends_with(text(name)), "AT_EXECFN");
+    println!("AT_PAGESZ {}, AT_PHENT {}", auxiliary(AT_PAGESZ), auxiliary(AT_PHENT));
+    println!("AT_BASE {}, AT_CLKTCK {}", auxiliary(AT_BASE), auxiliary(AT_CLKTCK));
+    println!("AT_PLATFORM {}, AT_SECURE {}", string(auxiliary(AT_PLATFORM)), auxiliary(AT_SECURE));
+    assert_eq!(auxiliary(AT_ENTRY), _start as *const () as u64);
+    // SAFETY: the kernel has put sixteen bytes there.
+    let random = unsafe { (auxiliary(AT_RANDOM) as *const [u64; 2]).read_unaligned() };
+    assert_ne!(random, [0, 0], "AT_RANDOM");
+    println!("FP and SIMD: {}", auxiliary(AT_HWCAP) & 3 == 3);
+
+    // SAFETY: nobody else has it.
+    let zeroes = unsafe { &mut *(&raw mut ZEROES) };
+    assert!(zeroes.iter().all(|&byte| byte == 0), ".bss is not zero");
+    zeroes.fill(0xa5);
+    assert!(zeroes.iter().all(|&byte| byte == 0xa5));
+
+    // What EL0 may read of the machine, as on Linux.
+    let (counter, frequency, cache_type, zeroing): (u64, u64, u64, u64);
+    // SAFETY: reads registers.
+    unsafe {
+        asm!("mrs {}, cntvct_el0", "mrs {}, cntfrq_el0", "mrs {}, ctr_el0", "mrs {}, dczid_el0",
+            out(reg) counter, out(reg) frequency, out(reg) cache_type, out(reg) zeroing);
+    }
+    assert!(counter > 0 && frequency > 0 && cache_type != 0);
+    println!("DC ZVA: {}", zeroing >> 4 & 1 == 0);
+    0
+}

@@ -1,0 +1,103 @@
+//! Two processes in one address space: one reads and writes a block of memory, the other protects parts of it, allows them
+//! again, and all of it. Nothing is lost, and nobody faults but for a moment. Not under QEMU's user emulation, which has no
+//! processes that share memory and are not threads.
+#![no_std]
+#![no_main]
+
+use core::arch::asm;
+use core::sync::atomic::{AtomicU32, Ordering};
+
+use user::println;
+use user::start::Environment;
+use user::sys::{self, ANONYMOUS, READ, READ_WRITE, exit, exited, mmap, mprotect, nr, raw, wait};
+
+const PAGE: usize = 4096;
+const PAGES: usize = 16;
+const BLOCK: usize = PAGES * PAGE;
+const ROUNDS: u32 = 3000;
+const CLONE_VM: usize = 0x100;
+const SIGCHLD: usize = 17;
+
+/// Rounds of the one that uses the block.
+static USED: AtomicU32 = AtomicU32::new(0);
+static ENOUGH: AtomicU32 = AtomicU32::new(0);
+
+/// Where the child finds what it uses.
+static BLOCK_AT: AtomicU32 = AtomicU32::new(0);
+
+extern "C" fn use_block() -> ! {
+    let start = (BLOCK_AT.load(Ordering::Acquire) as usize) << 16;
+    let mut round = 0_u32;
+    while ENOUGH.load(Ordering::Acquire) == 0 {
+        round += 1;
+        for page in 0..PAGES {
+            let at = (start + page * PAGE + (round as usize % 1000) * 4) as *mut u32;
+            let value = round ^ (page as u32) << 24;
+            // SAFETY: a word of the block, which nobody else writes to.
+            unsafe {
+                at.write_volatile(value);
+                assert_eq!(at.read_volatile(), value, "a write was lost in round {round}");
+            }
+        }
+        USED.store(round, Ordering::Release);
+    }
+    exit(0)
+}
+
+/// A child with the same memory, on a stack of its own.
+fn start_user(stack_top: usize) -> usize {
+    let child: usize;
+    // SAFETY: the child has the stack to itself, and never returns.
+    unsafe {
+        asm!(
+            "svc #0",
+            "cbnz x0, 1f",
+            "mov x29, xzr",
+            "bl {use_block}",
+            "1:",
+            use_block = sym use_block,
+            in("x8") nr::CLONE,
+            inlateout("x0") CLONE_VM | SIGCHLD => child,
+            in("x1") stack_top, in("x2") 0, in("x3") 0, in("x4") 0,
+            clobber_abi("C"),
+        );
+    }
+    child
+}
+
+#[unsafe(no_mangle)]
+fn main(_: Environment) -> i32 {
+    // More than a block, for there to be an aligned one.
+    let memory = mmap(2 * BLOCK, READ_WRITE, ANONYMOUS).expect("memory");
+    let start = memory.next_multiple_of(BLOCK);
+    BLOCK_AT.store((start >> 16) as u32, Ordering::Release);
+    sys::poke(start, 0);
+    let stack = mmap(BLOCK, READ_WRITE, ANONYMOUS).expect("a stack");
+    let child = start_user(stack + BLOCK);
+
+    let mut round = 0;
+    while round < ROUNDS || USED.load(Ordering::Acquire) < 100 {
+        round += 1;
+        let page = start + round as usize % PAGES * PAGE;
+        // A permission that the other does not miss: code may be there. The block is unfolded, and folded again.
+        mprotect(page, PAGE, READ_WRITE | 4).expect("mprotect");
+        mprotect(page, PAGE, READ_WRITE).expect("mprotect");
+        mprotect(start, BLOCK, READ_WRITE | 4).expect("mprotect");
+        mprotect(start, BLOCK, READ_WRITE).expect("mprotect");
+        if round % 100 == 0 {
+            let _ = raw(nr::SCHED_YIELD, &[]);
+        }
+    }
+    ENOUGH.store(1, Ordering::Release);
+    assert_eq!(wait(child as isize), Ok((child, exited(0))));
+    let rounds = USED.load(Ordering::Acquire);
+    // What was written last is there.
+    for page in 0..PAGES {
+        let at = (start + page * PAGE + (rounds as usize % 1000) * 4) as *const u32;
+        // SAFETY: a word of the block; the other process has ended.
+        assert_eq!(unsafe { at.read_volatile() }, rounds ^ (page as u32) << 24);
+    }
+    assert_eq!(mprotect(start, BLOCK, READ), Ok(0));
+    println!("a block was used while its permissions changed");
+    0
+}

@@ -1,0 +1,47 @@
+//! Clocks and sleeping.
+#![no_std]
+#![no_main]
+
+use user::println;
+use user::start::Environment;
+use user::sys::{exit, fork, now, nr, raw, sleep, wait};
+
+const MILLISECOND: u64 = 1_000_000;
+
+#[unsafe(no_mangle)]
+fn main(_: Environment) -> i32 {
+    let mut last = now();
+    for _ in 0..1000 {
+        let next = now();
+        assert!(next >= last, "the clock goes back");
+        last = next;
+    }
+    for milliseconds in [1, 25] {
+        let before = now();
+        sleep(milliseconds * MILLISECOND);
+        assert!(now() - before >= milliseconds * MILLISECOND, "woken too early");
+    }
+    let until = now() + 15 * MILLISECOND;
+    let time = [until / 1_000_000_000, until % 1_000_000_000];
+    assert_eq!(raw(nr::CLOCK_NANOSLEEP, &[1, 1, time.as_ptr() as usize, 0]), Ok(0));
+    assert!(now() >= until, "woken too early");
+    // A time that has passed.
+    assert_eq!(raw(nr::CLOCK_NANOSLEEP, &[1, 1, time.as_ptr() as usize, 0]), Ok(0));
+    println!("nobody is woken too early");
+
+    // The shortest sleep ends first, whoever began first.
+    let before = now();
+    for milliseconds in [200, 100, 0_u64] {
+        if fork().expect("fork") == 0 {
+            sleep(milliseconds * MILLISECOND);
+            exit(milliseconds as i32);
+        }
+    }
+    for milliseconds in [0, 100, 200] {
+        let (_, status) = wait(-1).expect("there are three");
+        assert_eq!(status >> 8, milliseconds);
+    }
+    assert!(now() - before >= 200 * MILLISECOND);
+    println!("sleepers wake in their order");
+    0
+}
