@@ -1,19 +1,34 @@
 //! The first process: run to its end, with all that it started.
 
 use alloc::vec::Vec;
+use core::sync::atomic::{AtomicBool, Ordering};
 
 use kernel::bootargs::BootArgs;
-use log::info;
+use log::{debug, info};
 use mm::Errno;
 
 use super::files::Files;
+use super::trap::Faults;
 use super::{Begin, Signal, Status, exec, initramfs, life, sched, space, syscall};
 use crate::exit;
 use crate::panic::fatal;
 use kernel::platform::Platform;
 
+/// Whether the boot loader gave an initial RAM disk.
+static HAS_INITRD: AtomicBool = AtomicBool::new(false);
+
+/// Whether the boot loader gave an initial RAM disk, which is then in place of the programs in the Image.
+#[cfg(feature = "selftest")]
+pub(crate) fn has_initrd() -> bool {
+    HAS_INITRD.load(Ordering::Relaxed)
+}
+
 /// Prepares what processes need: their memory, the scheduler and the root file system.
+///
+/// # Errors
+/// [`initramfs::Error`]: there is no root file system. Or there is no memory.
 pub(crate) fn prepare(platform: &Platform<'_>, arguments: &BootArgs<'_>) -> Result<(), initramfs::Error> {
+    HAS_INITRD.store(platform.initrd.is_some(), Ordering::Relaxed);
     sched::init();
     space::init(arguments.thp).map_err(|_| initramfs::Error::NoMemory)?;
     initramfs::init(platform.initrd)
@@ -42,6 +57,10 @@ pub(crate) fn run(path: &[u8], argv: &[Vec<u8>], envp: &[Vec<u8>]) -> Result<Sta
     // Another CPU may still be about to leave the last one.
     sched::run_until(|| !life::any_left());
     syscall::report_missing();
+    let Faults { changed, spurious } = Faults::now();
+    debug!(
+        "faults of processes so far: {changed} changed an entry, {spurious} waited for a lock or for nothing"
+    );
     Ok(status)
 }
 

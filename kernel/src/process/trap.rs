@@ -2,16 +2,35 @@
 
 use alloc::sync::Arc;
 use core::fmt;
+use core::sync::atomic::{AtomicU64, Ordering};
 
 use arch::VirtAddr;
 use arch::aarch64::daif;
 use arch::aarch64::trap::TrapFrame;
 use arch::esr::{Access as Cause, Esr, ExceptionClass, FaultStatus};
 use log::warn;
-use mm::{Access, Fault};
+use mm::{Access, Fault, Resolution};
 
 use super::sched::Outcome;
 use super::{Signal, Status, Task, life, sched, syscall};
+
+/// Faults of processes that were resolved by a change of an entry.
+static CHANGED: AtomicU64 = AtomicU64::new(0);
+/// Those that found the entry right by the time they had its lock.
+static SPURIOUS: AtomicU64 = AtomicU64::new(0);
+
+/// How many faults of processes were resolved so far, and how.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Faults {
+    pub(crate) changed: u64,
+    pub(crate) spurious: u64,
+}
+
+impl Faults {
+    pub(crate) fn now() -> Self {
+        Self { changed: CHANGED.load(Ordering::Relaxed), spurious: SPURIOUS.load(Ordering::Relaxed) }
+    }
+}
 
 /// Bytes of an instruction.
 const INSTRUCTION: u64 = 4;
@@ -106,7 +125,14 @@ fn abort(task: &Arc<Task>, frame: &TrapFrame, esr: Esr, far: VirtAddr) {
         Cause::Maintenance => (Access::Read, "maintenance"),
     };
     let (signal, why) = match task.own_space().handle_fault(far, access) {
-        Ok(_) => return,
+        Ok(resolution) => {
+            let count = match resolution {
+                Resolution::Changed => &CHANGED,
+                Resolution::Spurious => &SPURIOUS,
+            };
+            count.fetch_add(1, Ordering::Relaxed);
+            return;
+        }
         Err(Fault::Segv { mapped: false }) => (Signal::SIGSEGV, "nothing is mapped there"),
         Err(Fault::Segv { mapped: true }) => (Signal::SIGSEGV, "it is mapped with another permission"),
         Err(Fault::Bus) => (Signal::SIGBUS, "it is behind the end of the file"),

@@ -8,6 +8,7 @@ mod contpte;
 mod efi;
 mod machine;
 mod mapping;
+mod process;
 mod protection;
 mod user_space;
 
@@ -62,11 +63,29 @@ const TESTS: &[Test] = &[
     Test::new("efi.time", efi::time),
     #[cfg(feature = "efi")]
     Test::new("efi.calls_come_back", efi::calls_come_back),
-    // The last of them: there are no services after it.
+    // The last of them: there are no services after it. What follows shows that all else goes on.
     #[cfg(feature = "efi")]
     Test::new("efi.a_crashing_call_comes_back", efi::a_crashing_call_comes_back),
     #[cfg(feature = "efi")]
     Test::on_request("efi.reset_system_on_request", efi::reset_system),
+    Test::new("process.hello", process::hello),
+    Test::new("process.hello_static", process::hello_static),
+    Test::new("process.arguments", process::arguments),
+    Test::new("process.memory", process::memory),
+    Test::new("process.processes", process::processes),
+    Test::new("process.exec", process::exec),
+    Test::new("process.files", process::files),
+    Test::new("process.errors", process::errors),
+    Test::new("process.time", process::time),
+    Test::new("process.float", process::float),
+    Test::new("process.faults", process::faults),
+    Test::new("process.crowd", process::crowd),
+    Test::new("process.missing", process::missing),
+    Test::new("process.folds", process::folds),
+    Test::new(
+        "process.a_block_is_used_while_another_cpu_changes_it",
+        process::a_block_is_used_while_another_cpu_changes_it,
+    ),
     Test::on_request("harness.fails_on_request", bad_ends::fails),
     Test::on_request("harness.panics_on_request", bad_ends::panics),
     Test::on_request("harness.panics_elsewhere_on_request", bad_ends::panics_elsewhere),

@@ -48,3 +48,26 @@ pub(super) fn mincore(task: &Arc<Task>, addr: u64, length: u64, vec: u64) -> Res
     }
     Ok(0)
 }
+
+/// A call that Linux has not, for the self-tests: whether the block that holds an address is folded.
+#[cfg(feature = "selftest")]
+pub(super) const FOLD_STATE: u64 = 0xf01d;
+
+/// `fold_state(addr)`: 1 where the block is folded, else 0, and why is logged.
+///
+/// # Errors
+/// EFAULT where the address is no user's.
+#[cfg(feature = "selftest")]
+pub(super) fn fold_state(task: &Arc<Task>, addr: u64) -> Result<u64, Errno> {
+    if addr >= TASK_SIZE {
+        return Err(Errno::EFAULT);
+    }
+    let va = arch::VirtAddr::new(addr);
+    match task.own_space().why_not_folded(va) {
+        Ok(()) => Ok(1),
+        Err(obstacle) => {
+            log::debug!("the block at {va} is not folded: {obstacle:?}");
+            Ok(0)
+        }
+    }
+}

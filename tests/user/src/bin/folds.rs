@@ -1,0 +1,180 @@
+//! What folds and unfolds blocks of memory, by what a program does. The kernel's self-tests give the argument `here`: then the
+//! program asks the kernel for the state of the block after each step, by a call that Linux does not have. Elsewhere it only
+//! looks at its memory.
+#![no_std]
+#![no_main]
+
+use core::sync::atomic::{AtomicBool, Ordering};
+
+use user::println;
+use user::start::Environment;
+use user::sys::{
+    ANONYMOUS, READ, READ_WRITE, SHARED, exited, in_child, mmap, mprotect, munmap, nr, open, peek, poke, raw,
+};
+
+const PAGE: usize = 4096;
+const BLOCK: usize = 16 * PAGE;
+const FOLD_STATE: usize = 0xf01d;
+const MREMAP_MAYMOVE_FIXED: usize = 3;
+const MAP_PRIVATE: usize = 2;
+const MADV_DONTNEED: usize = 4;
+const MADV_FREE: usize = 8;
+const MADV_COLD: usize = 20;
+const MADV_POPULATE_READ: usize = 22;
+const MADV_POPULATE_WRITE: usize = 23;
+
+static ASK: AtomicBool = AtomicBool::new(false);
+
+#[track_caller]
+fn state(at: usize, folded: bool, what: &str) {
+    if ASK.load(Ordering::Relaxed) {
+        let found = raw(FOLD_STATE, &[at]).expect("the kernel's self-tests have this call");
+        assert_eq!(found == 1, folded, "{what}: folded is {}", found == 1);
+    }
+}
+
+/// Two blocks of fresh memory, aligned, with room around them.
+fn blocks() -> usize {
+    let memory = mmap(4 * BLOCK, READ_WRITE, ANONYMOUS).expect("memory");
+    memory.next_multiple_of(BLOCK)
+}
+
+fn written() -> usize {
+    let start = blocks();
+    poke(start, 1);
+    poke(start + BLOCK, 2);
+    state(start, true, "one write makes a block");
+    state(start + BLOCK, true, "and another the next");
+    start
+}
+
+fn first_use() {
+    let start = blocks();
+    assert_eq!(peek(start), 0);
+    state(start, true, "what is read first is the block of zeroes");
+    poke(start + 5 * PAGE, 7);
+    state(start, true, "what is written replaces it by a block");
+    assert_eq!((peek(start), peek(start + 5 * PAGE)), (0, 7));
+    raw(nr::MADVISE, &[start + BLOCK, BLOCK, MADV_POPULATE_WRITE]).expect("madvise");
+    state(start + BLOCK, true, "populated for writing");
+    raw(nr::MADVISE, &[start + BLOCK, BLOCK, MADV_DONTNEED]).expect("madvise");
+    raw(nr::MADVISE, &[start + BLOCK, BLOCK, MADV_POPULATE_READ]).expect("madvise");
+    state(start + BLOCK, true, "populated for reading");
+    println!("memory comes in blocks");
+}
+
+fn permissions() {
+    let start = written();
+    mprotect(start + 3 * PAGE, PAGE, READ).expect("mprotect");
+    state(start, false, "one page is protected");
+    state(start + BLOCK, true, "the other block is not touched");
+    mprotect(start + 3 * PAGE, PAGE, READ_WRITE).expect("mprotect");
+    state(start, true, "the page is as the others again");
+    mprotect(start + 8 * PAGE, BLOCK, READ).expect("mprotect");
+    state(start, false, "a half is protected");
+    state(start + BLOCK, false, "and a half of the next");
+    mprotect(start, 2 * BLOCK, READ).expect("mprotect");
+    state(start, true, "both are read-only");
+    mprotect(start, 2 * BLOCK, READ_WRITE).expect("mprotect");
+    poke(start + PAGE, 9);
+    state(start, true, "and writable again");
+    mprotect(start, BLOCK, 0).expect("mprotect");
+    mprotect(start, BLOCK, READ_WRITE).expect("mprotect");
+    state(start, true, "not accessible, and accessible again");
+    assert_eq!((peek(start), peek(start + PAGE), peek(start + BLOCK)), (1, 9, 2));
+    println!("mprotect unfolds what it has to, and what it undoes folds again");
+}
+
+fn unmapping() {
+    let start = written();
+    munmap(start + 7 * PAGE, PAGE).expect("munmap");
+    state(start, false, "a page is gone");
+    let flags = ANONYMOUS | 0x10;
+    assert_eq!(
+        raw(nr::MMAP, &[start + 7 * PAGE, PAGE, READ_WRITE, flags, usize::MAX, 0]),
+        Ok(start + 7 * PAGE)
+    );
+    poke(start + 7 * PAGE, 3);
+    state(start, false, "another folio's page came in its place");
+    raw(nr::MADVISE, &[start + BLOCK + 2 * PAGE, 3 * PAGE, MADV_DONTNEED]).expect("madvise");
+    state(start + BLOCK, false, "pages are given back");
+    assert_eq!(peek(start + BLOCK + 2 * PAGE), 0);
+    raw(nr::MADVISE, &[start, 2 * BLOCK, MADV_DONTNEED]).expect("madvise");
+    poke(start, 4);
+    poke(start + BLOCK, 5);
+    state(start, true, "a new block");
+    state(start + BLOCK, true, "and another");
+    raw(nr::MADVISE, &[start, BLOCK, MADV_COLD]).expect("madvise");
+    state(start, true, "a block that is cold stays one");
+    raw(nr::MADVISE, &[start, BLOCK, MADV_FREE]).expect("madvise");
+    state(start, true, "one that may be freed too");
+    poke(start, 6);
+    assert_eq!((peek(start), peek(start + BLOCK)), (6, 5));
+    println!("what goes in parts unfolds, what comes as a whole folds");
+}
+
+fn moving() {
+    let start = written();
+    let elsewhere = blocks();
+    let to = raw(nr::MREMAP, &[start, BLOCK, BLOCK, MREMAP_MAYMOVE_FIXED, elsewhere]).expect("mremap");
+    state(to, true, "a block moves to a congruent place");
+    assert_eq!(peek(to), 1);
+    let askew = elsewhere + BLOCK + PAGE;
+    let to = raw(nr::MREMAP, &[start + BLOCK, BLOCK, BLOCK, MREMAP_MAYMOVE_FIXED, askew]).expect("mremap");
+    state(to, false, "another one to a place that is not");
+    assert_eq!(peek(to), 2);
+    println!("mremap keeps blocks where they fit");
+}
+
+fn copies() {
+    let start = written();
+    let status = in_child(|| {
+        state(start, true, "the child has the block, read-only");
+        assert_eq!(peek(start), 1);
+        poke(start + 4 * PAGE, 8);
+        state(start, true, "a write of the child copies the block");
+        assert_eq!((peek(start), peek(start + 4 * PAGE)), (1, 8));
+        0
+    });
+    assert_eq!(status, exited(0));
+    state(start, true, "the parent has it still");
+    poke(start + 4 * PAGE, 9);
+    state(start, true, "the last owner takes the whole block back");
+    assert_eq!((peek(start), peek(start + 4 * PAGE)), (1, 9));
+    let shared = mmap(4 * BLOCK, READ_WRITE, SHARED).expect("memory").next_multiple_of(BLOCK);
+    poke(shared, 1);
+    state(shared, true, "shared memory");
+    let status = in_child(|| {
+        poke(shared + PAGE, 2);
+        state(shared, true, "and in the child");
+        0
+    });
+    assert_eq!((status, peek(shared + PAGE)), (exited(0), 2));
+    println!("fork and copy on write keep blocks");
+}
+
+/// The program's own file is smaller than a block, or its text at the begin of one.
+fn files(own: &[u8]) {
+    let mut path = [0; 4096];
+    path[..own.len()].copy_from_slice(own);
+    let fd = open(&path[..own.len() + 1]).expect("the program's own file");
+    let size = raw(nr::LSEEK, &[fd, 0, 2]).expect("lseek");
+    let around = mmap(4 * BLOCK, 0, ANONYMOUS).expect("room").next_multiple_of(BLOCK);
+    let at = raw(nr::MMAP, &[around, BLOCK, READ, MAP_PRIVATE | 0x10, fd, 0]).expect("mmap");
+    assert_eq!(peek(at), 0x7f);
+    // Only a file that fills the block can be one.
+    state(at, size > 15 * PAGE, "a file");
+    println!("a file is mapped as its folios allow");
+}
+
+#[unsafe(no_mangle)]
+fn main(environment: Environment) -> i32 {
+    ASK.store(environment.arg(1) == Some(b"here"), Ordering::Relaxed);
+    first_use();
+    permissions();
+    unmapping();
+    moving();
+    copies();
+    files(environment.arg(0).expect("a program has a name"));
+    0
+}
