@@ -137,7 +137,12 @@ impl Drop for Shared<'_> {
             if object.users > 0 {
                 return;
             }
-            core::mem::take(&mut object.folios)
+            let folios = core::mem::take(&mut object.folios);
+            // A list of which nothing is used takes no memory.
+            if objects.iter().all(|object| object.users == 0) {
+                *objects = Vec::new();
+            }
+            folios
         };
         for (_, _, raw) in folios {
             drop(self.memory.frames().from_raw(raw));
