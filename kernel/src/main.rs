@@ -1,5 +1,9 @@
 //! The kernel's binary: what happens from the boot assembly's last instruction to the end of the machine.
 #![cfg_attr(target_os = "none", no_std, no_main)]
+#![cfg_attr(
+    not(feature = "selftest"),
+    expect(dead_code, reason = "the self-tests watch and look at more than the kernel itself does")
+)]
 
 #[cfg(not(target_os = "none"))]
 fn main() {
