@@ -35,8 +35,8 @@ cpio_entry() {
 
 # zeroes BYTES: prints what is missing to a multiple of four.
 zeroes() {
-    local missing=$(((4 - $1 % 4) % 4))
-    ((missing == 0)) || head -c "$missing" /dev/zero
+    local padding=$(((4 - $1 % 4) % 4))
+    ((padding == 0)) || head -c "$padding" /dev/zero
 }
 
 # build_image VARIANT: VARIANT is selftest (the default features), bare (none) or fault-injection (the default ones, and

@@ -53,6 +53,14 @@ pub fn gate_assembly(efi: bool) -> PathBuf {
     built(if efi { "gate/with-efi.s" } else { "gate/without-efi.s" })
 }
 
+/// A program of tests/user.
+///
+/// # Panics
+/// Where it was not built.
+pub fn program(name: &str) -> PathBuf {
+    built(&format!("bin/{name}"))
+}
+
 fn built(name: &str) -> PathBuf {
     let path = output_directory().join(name);
     assert!(path.exists(), "{} is not there: scripts/test builds it, then runs these tests", path.display());

@@ -5,6 +5,7 @@
 //!     │           └──<── Outcome: exit status, console, the script's verdict
 //!     ├── ktap      whether what was printed is KTAP and agrees with itself
 //!     ├── suite     machines that must pass the whole suite
+//!     ├── cpio      initial RAM disks
 //!     ├── tree      device trees: QEMU's own, edited or broken
 //!     ├── stand_in  a few instructions that print a text and end: a kernel that lies
 //!     ├── image     the files that the build made
@@ -17,6 +18,7 @@
 
 pub mod address_space;
 pub mod boot;
+pub mod cpio;
 pub mod early;
 pub mod image;
 pub mod ktap;

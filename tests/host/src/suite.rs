@@ -89,6 +89,9 @@ impl Machine {
                 "there is one CPU" => self.smp == 1,
                 "there is no 16 KiB granule" => self.cpu == "cortex-a72",
                 "no EFI firmware has started the kernel" => !outcome.by_firmware(),
+                "the initial RAM disk has no test programs" => {
+                    outcome.console.contains("no root file system")
+                }
                 _ => false,
             };
             assert!(explained, "{name} was skipped: {reason}\n{outcome}");

@@ -76,6 +76,23 @@ fn a_run_of_no_test_fails_unless_a_list_was_asked_for() {
 }
 
 #[test]
+fn a_program_as_init_is_judged_by_its_status() {
+    let init =
+        |text: &str, end| run_with(text, end, |boot| boot.option("--args", "quiet init=/bin/a selftest=x"));
+    let passed = init("hello\n", End::Exit(0));
+    assert_eq!(
+        (passed.status, passed.verdict().contains("init ended with status 0")),
+        (Some(0), true),
+        "{passed}"
+    );
+    init("1 passed, 0 failed\n", End::Exit(7)).failed("exit status 7");
+    init("pleat: panic: CPU 0: x\n", End::Exit(0)).failed("the kernel also said: panic: CPU 0: x");
+    // What follows `--` is not the kernel's.
+    run_with("hello\n", End::Exit(0), |boot| boot.option("--args", "-- init=/bin/a"))
+        .failed("no summary line");
+}
+
+#[test]
 fn a_kernel_that_never_ends_is_stopped_and_its_test_named() {
     for (text, said) in [
         ("# running a.one\nok 1 a.one\n# running a.slow\nworking", "the test last started is a.slow"),

@@ -3,6 +3,7 @@
 #![no_main]
 
 use core::arch::asm;
+use core::sync::atomic::{AtomicU8, Ordering};
 
 use user::start::Environment;
 use user::{println, text};
@@ -19,7 +20,7 @@ const AT_RANDOM: u64 = 25;
 const AT_EXECFN: u64 = 31;
 
 /// More than a page, so that some of it is in pages of its own.
-static mut ZEROES: [u8; 20_000] = [0; 20_000];
+static ZEROES: [AtomicU8; 20_000] = [const { AtomicU8::new(0) }; 20_000];
 
 fn string(at: u64) -> &'static str {
     // SAFETY: the kernel has put a string there.
@@ -52,11 +53,9 @@ fn main(environment: Environment) -> i32 {
     assert_ne!(random, [0, 0], "AT_RANDOM");
     println!("FP and SIMD: {}", auxiliary(AT_HWCAP) & 3 == 3);
 
-    // SAFETY: nobody else has it.
-    let zeroes = unsafe { &mut *(&raw mut ZEROES) };
-    assert!(zeroes.iter().all(|&byte| byte == 0), ".bss is not zero");
-    zeroes.fill(0xa5);
-    assert!(zeroes.iter().all(|&byte| byte == 0xa5));
+    assert!(ZEROES.iter().all(|byte| byte.load(Ordering::Relaxed) == 0), ".bss is not zero");
+    ZEROES.iter().for_each(|byte| byte.store(0xa5, Ordering::Relaxed));
+    assert!(ZEROES.iter().all(|byte| byte.load(Ordering::Relaxed) == 0xa5));
 
     // What EL0 may read of the machine, as on Linux.
     let (counter, frequency, cache_type, zeroing): (u64, u64, u64, u64);

@@ -3,6 +3,7 @@
 #![no_main]
 
 use core::arch::asm;
+use core::sync::atomic::AtomicU32;
 
 use user::start::Environment;
 use user::sys::{in_child, peek, poke};
@@ -22,7 +23,7 @@ fn signal(child: impl FnOnce()) -> i32 {
 }
 
 static CONSTANT: [u8; 64] = [1; 64];
-static mut VARIABLE: [u32; 16] = [0xd65f_03c0; 16]; // ret
+static VARIABLE: AtomicU32 = AtomicU32::new(0xd65f_03c0); // ret
 
 fn call(at: usize) {
     // SAFETY: the process is killed by it.

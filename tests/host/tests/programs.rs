@@ -1,0 +1,180 @@
+//! Programs as init: what they print is what they print on Linux, their status ends the machine, and what is no program or no
+//! archive is refused.
+
+use std::process::Command;
+
+use pleat_host_tests::boot::{Boot, Outcome, Scratch, bare_image, kernel_image, program};
+use pleat_host_tests::cpio::Cpio;
+
+fn boot(args: &str) -> Boot {
+    Boot::new().option("--image", kernel_image()).option("--timeout", "120").option("--args", args)
+}
+
+/// What programs have printed: the lines after the kernel's last one before them, without those that it logs.
+fn printed(outcome: &Outcome) -> Vec<&str> {
+    let lines = outcome.lines().skip_while(|line| !line.starts_with("boot: "));
+    lines.skip(1).filter(|line| !line.starts_with('[') && !line.starts_with("pleat: ")).collect()
+}
+
+fn passed(outcome: &Outcome) {
+    assert_eq!(outcome.status, Some(0), "{outcome}");
+    assert!(outcome.verdict().contains("PASSED: init ended with status 0"), "{outcome}");
+}
+
+/// Runs a program here, by QEMU's user emulation, and there, and compares.
+fn is_the_same_on_linux(name: &str) {
+    let linux = Command::new("qemu-aarch64")
+        .arg(program(name))
+        .args(["qemu-user", "two"])
+        .env("PLEAT_TEST", "1")
+        .output()
+        .expect("scripts/test installs the package qemu-user");
+    assert!(linux.status.success(), "{name} on Linux: {linux:?}");
+    let expected = String::from_utf8(linux.stdout).expect("text");
+    assert!(!expected.is_empty(), "{name} prints nothing on Linux");
+    let outcome = boot(&format!("init=/bin/{name} qemu-user two PLEAT_TEST=1")).run();
+    passed(&outcome);
+    assert_eq!(printed(&outcome), expected.lines().collect::<Vec<_>>(), "{outcome}");
+}
+
+macro_rules! same_on_linux {
+    ($($name:ident: $program:literal;)*) => {
+        $(#[test] fn $name() { is_the_same_on_linux($program); })*
+    };
+}
+
+same_on_linux! {
+    hello_is_the_same_on_linux: "hello";
+    hello_static_is_the_same_on_linux: "hello-static";
+    arguments_is_the_same_on_linux: "arguments";
+    memory_is_the_same_on_linux: "memory";
+    processes_is_the_same_on_linux: "processes";
+    files_is_the_same_on_linux: "files";
+    errors_is_the_same_on_linux: "errors";
+    time_is_the_same_on_linux: "time";
+    float_is_the_same_on_linux: "float";
+    faults_is_the_same_on_linux: "faults";
+    folds_is_the_same_on_linux: "folds";
+}
+
+#[test]
+fn the_status_of_init_is_that_of_the_machine() {
+    passed(&boot("init=/bin/status 0").run());
+    boot("init=/bin/status 42").run().failed("exit status 42");
+    boot("init=/bin/status -- 255").run().failed("exit status 255");
+    let killed = boot("init=/bin/status").run();
+    killed.failed("exit status 139");
+    let why = "pid 1 (/bin/status) killed by SIGSEGV: read at 0x0, pc 0x";
+    assert!(killed.console.contains(why) && killed.console.contains("nothing is mapped there"), "{killed}");
+}
+
+/// Page by page, the programs do the same.
+#[test]
+fn without_blocks_programs_do_the_same() {
+    for name in ["memory", "processes", "files"] {
+        passed(&boot(&format!("thp=never init=/bin/{name}")).run());
+    }
+}
+
+#[test]
+fn calls_that_are_not_there_are_counted() {
+    let outcome = boot("init=/bin/missing").run();
+    passed(&outcome);
+    let counted =
+        "by number: 96 (1 times), 134 (2 times), 500 (1 times), 511 (1 times), 512 and above (3 times)";
+    assert!(outcome.console.contains(counted), "{outcome}");
+}
+
+/// Who asks for more memory than there is is killed, and nobody else.
+#[test]
+fn memory_that_is_all_used_kills_who_asked() {
+    let outcome = boot("init=/bin/greedy").option("--memory", "64M").option("--smp", "2").run();
+    passed(&outcome);
+    assert_eq!(outcome.console.matches("killed by SIGKILL").count(), 2, "{outcome}");
+    assert!(outcome.console.contains("out of memory"), "{outcome}");
+}
+
+fn refused(initrd: &[u8], args: &str, why: &str) {
+    let scratch = Scratch::new();
+    let outcome = boot(args).option("--initrd", scratch.write("initrd", initrd)).run();
+    outcome.failed("exit status 2");
+    let fatal = outcome.lines_after("pleat: fatal: ");
+    assert_eq!(fatal.len(), 1, "{outcome}");
+    assert!(fatal[0].contains(why) || outcome.console.contains(why), "expected `{why}`\n{outcome}");
+}
+
+#[test]
+fn an_initrd_is_in_place_of_the_programs_in_the_image() {
+    let hello = std::fs::read(program("hello")).expect("it was built");
+    let archive = Cpio::new().program("sbin/first", &hello).link("init", "sbin/./first").bytes();
+    let scratch = Scratch::new();
+    let initrd = scratch.write("initrd", &archive);
+    for image in [kernel_image(), bare_image()] {
+        let options =
+            Boot::new().option("--image", image).option("--timeout", "60").option("--initrd", &initrd);
+        let outcome = options.option("--args", "init=/init").run();
+        passed(&outcome);
+        assert_eq!(printed(&outcome), ["hello, world"], "{outcome}");
+    }
+    refused(&archive, "init=/bin/hello", "init=/bin/hello: ENOENT");
+}
+
+#[test]
+fn what_is_no_archive_is_refused() {
+    let whole = Cpio::new().program("init", b"x").bytes();
+    refused(&[0xa5; 5000], "init=/init", "initrd: no cpio header of the format newc at offset 0x0");
+    refused(&whole[..whole.len() - 124], "init=/init", "has no trailer");
+    refused(&whole[..60], "init=/init", "goes beyond the end");
+    // Nobody needs it: a warning.
+    let scratch = Scratch::new();
+    let outcome = boot("selftest=boot.*").option("--initrd", scratch.write("initrd", &[0xa5; 5000])).run();
+    outcome.passed();
+    assert!(outcome.console.contains("there is no root file system"), "{outcome}");
+}
+
+#[test]
+fn what_is_no_program_is_refused() {
+    let hello = std::fs::read(program("hello-static")).expect("it was built");
+    // One field of the file is another: its offset, its bytes, and what is said.
+    let patched = |at: usize, with: &[u8]| {
+        let mut bytes = hello.clone();
+        bytes[at..at + with.len()].copy_from_slice(with);
+        bytes
+    };
+    // The program headers begin behind the header; the first is PT_PHDR, the second the first that is loaded.
+    const LOAD: usize = 64 + 56;
+    const NEXT: usize = LOAD + 56;
+    let second = u64::from_le_bytes(hello[NEXT + 16..NEXT + 24].try_into().expect("eight bytes"));
+    for (bytes, why) in [
+        (b"#!/bin/sh\n".to_vec(), "ENOEXEC"),
+        (hello[..100].to_vec(), "its program headers can't be read"),
+        (hello[..1000].to_vec(), "goes beyond the end of the file"),
+        (patched(18, &62_u16.to_le_bytes()), "not for AArch64"),
+        (patched(24, &0_u64.to_le_bytes()), "is not in an executable segment"),
+        (patched(LOAD + 4, &7_u32.to_le_bytes()), "is writable and executable"),
+        (patched(LOAD + 16, &0_u64.to_le_bytes()), "EPERM"),
+        (patched(LOAD + 40, &(1_u64 << 47).to_le_bytes()), "ends with zeroes and is not writable"),
+        (patched(NEXT + 16, &(second - 0x1_0000).to_le_bytes()), "is not above the one before"),
+        (patched(LOAD + 40, &u64::MAX.to_le_bytes()), "the sizes of segment 1 can't be"),
+    ] {
+        refused(&Cpio::new().program("init", &bytes).bytes(), "init=/init", why);
+    }
+    let archive = Cpio::new()
+        .entry("plain", 0o100_644, &hello)
+        .entry("directory", 0o040_755, b"")
+        .link("loop", "loop")
+        .link("gone", "nowhere")
+        .entry("device", 0o020_600, b"")
+        .bytes();
+    for (path, errno) in [
+        ("/plain", "EACCES"),
+        ("/directory", "EACCES"),
+        ("/device", "EACCES"),
+        ("/plain/x", "ENOTDIR"),
+        ("/loop", "ELOOP"),
+        ("/gone", "ENOENT"),
+    ] {
+        refused(&archive, &format!("init={path}"), errno);
+    }
+    refused(&archive, "init=plain", "init=plain");
+}
