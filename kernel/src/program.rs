@@ -6,6 +6,8 @@
 //! executed.
 
 #[cfg(test)]
+mod sound;
+#[cfg(test)]
 mod tests;
 
 use core::fmt;

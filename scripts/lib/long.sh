@@ -75,6 +75,8 @@ check_fuzz() {
     fi
     check fuzz-ptep fuzz_target ptep 1500
     check fuzz-efi fuzz_target efi 600
+    check fuzz-program fuzz_target program 1000
+    check fuzz-cpio fuzz_target cpio 2000
 }
 
 # fuzz_target TARGET BYTES: with inputs of so many bytes at most.

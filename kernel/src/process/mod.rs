@@ -1,4 +1,4 @@
-//! Processes: programs at EL0, by a subset of Linux arm64's system calls ([docs/syscalls.md]).
+//! Processes: programs at EL0, by a subset of Linux arm64's system calls: docs/syscalls.md.
 //!
 //! ```text
 //!   EL0 ──exception──▶ trap ─┬─ SVC ────▶ syscall ─▶ uaccess, files, exec, life
@@ -8,8 +8,6 @@
 //!
 //! Each process has one task; two may share an address space (CLONE_VM). Lock order: the table of processes, then a
 //! process's own locks, each of which is held for a few instructions; the address space's come last.
-//!
-//! [docs/syscalls.md]: https://docs.rs/pleat
 
 pub(crate) mod exec;
 pub(crate) mod files;

@@ -14,7 +14,7 @@ use user::sys::{self, ANONYMOUS, READ, READ_WRITE, exit, exited, mmap, mprotect,
 const PAGE: usize = 4096;
 const PAGES: usize = 16;
 const BLOCK: usize = PAGES * PAGE;
-const ROUNDS: u32 = 3000;
+const ROUNDS: u32 = 500;
 const CLONE_VM: usize = 0x100;
 const SIGCHLD: usize = 17;
 
