@@ -86,6 +86,8 @@ const TESTS: &[Test] = &[
         "process.a_block_is_used_while_another_cpu_changes_it",
         process::a_block_is_used_while_another_cpu_changes_it,
     ),
+    Test::new("process.user_memory_is_not_the_kernels", process::user_memory_is_not_the_kernels),
+    Test::new("process.kernel_stacks_have_guards", process::kernel_stacks_have_guards),
     Test::on_request("harness.fails_on_request", bad_ends::fails),
     Test::on_request("harness.panics_on_request", bad_ends::panics),
     Test::on_request("harness.panics_elsewhere_on_request", bad_ends::panics_elsewhere),

@@ -1,14 +1,22 @@
 //! Programs at EL0, each as the first process, with all that it starts: `tests/user`.
 
+use alloc::sync::Arc;
 use alloc::vec::Vec;
 
+use arch::VirtAddr;
+use arch::aarch64::probe;
 use mm::Errno;
+use mm::mman::{MAP_ANONYMOUS, MAP_PRIVATE, PROT_READ, PROT_WRITE};
 
 use super::harness::{Context, TestResult, Unmet, check};
+use super::mapping;
 use crate::console::println;
-use crate::cpu;
+use crate::process::space::Space;
 use crate::process::trap::Faults;
-use crate::process::{Status, init};
+use crate::process::{Status, init, stack};
+use crate::user::Loaded;
+use crate::vm::{self, PAGE};
+use crate::{cpu, features};
 
 /// Runs a program, which must exit with 0.
 fn runs(name: &str, arguments: &[&str]) -> TestResult {
@@ -60,4 +68,45 @@ pub(crate) fn a_block_is_used_while_another_cpu_changes_it(_: &Context<'_>) -> T
     println!("# {waited} faults waited for the lock");
     check!(waited > 0, "no access met a conversion: nothing was shown");
     Ok(())
+}
+
+/// The kernel's own loads and stores don't reach what EL0 may access, where the CPU has PAN; unprivileged ones do.
+pub(crate) fn user_memory_is_not_the_kernels(_: &Context<'_>) -> TestResult {
+    let space = Arc::new(Space::new().expect("memory for tables"));
+    let prot = PROT_READ | PROT_WRITE;
+    let at = space.mmap(0, PAGE, prot, MAP_PRIVATE | MAP_ANONYMOUS, None).expect("memory");
+    space.write(at, &[42]).expect("it was just mapped");
+    let va = VirtAddr::new(at);
+    // SAFETY: what it maps is one page of its own, which nobody refers to.
+    let loaded = unsafe { Loaded::new(&space) };
+    // SAFETY: loads of memory have no effect, and nobody relies on what is stored there.
+    let (load, store, user) = unsafe { (probe::load(va), probe::store(va, 7), probe::load_user(va)) };
+    drop(loaded);
+    if !features::uses_pan() {
+        check!(load == Ok(42) && store == Ok(()) && user == Ok(7), "{load:?}, {store:?}, {user:?}");
+        return Err(Unmet::Skipped("there is no PAN"));
+    }
+    check!(user == Ok(42), "as EL0: {user:?}");
+    for fault in [load.err(), store.err()] {
+        let forbidden =
+            fault.and_then(|fault| fault.esr.abort()).is_some_and(|abort| abort.is_permission_fault());
+        check!(forbidden, "the kernel's own access: {fault:?}");
+    }
+    Ok(())
+}
+
+/// After all that has run: the kernel stacks of tasks have guards, and nothing is mapped beside what is needed.
+pub(crate) fn kernel_stacks_have_guards(context: &Context<'_>) -> TestResult {
+    check!(stack::made() > 0, "no task has run");
+    for index in 0..stack::made() {
+        let base = vm::task_stack(index);
+        // SAFETY: loads of memory have no effect.
+        let (inside, below) = unsafe { (probe::load(base), probe::load(VirtAddr::new(base.get() - 1))) };
+        check!(inside.is_ok(), "stack {index} at {base}: {inside:?}");
+        let unmapped =
+            below.err().and_then(|fault| fault.esr.abort()).is_some_and(|abort| abort.is_translation_fault());
+        check!(unmapped, "stack {index} at {base} has no guard: {below:?}");
+    }
+    mapping::no_leaf_is_writable_and_executable(context)?;
+    mapping::nothing_but_what_is_needed(context)
 }

@@ -87,7 +87,7 @@ impl Machine {
         for (name, reason) in report.skipped() {
             let explained = match reason {
                 "there is one CPU" => self.smp == 1,
-                "there is no 16 KiB granule" => self.cpu == "cortex-a72",
+                "there is no 16 KiB granule" | "there is no PAN" => self.cpu == "cortex-a72",
                 "no EFI firmware has started the kernel" => !outcome.by_firmware(),
                 "the initial RAM disk has no test programs" => {
                     outcome.console.contains("no root file system")
