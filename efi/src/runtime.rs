@@ -3,8 +3,8 @@
 //! ```text
 //!  Runtime::get_variable(name, vendor, buffer)
 //!      │  not in RT_PROPERTIES, or aborted before: an error, and no call
-//!      ▼
-//!  Firmware::call(address, arguments)      efi_mm, the stack, who waits: the kernel's
+//!      ▼  one call at a time (UEFI 2.10, 8.1)
+//!  Firmware::call(address, arguments)      efi_mm and the stack: the kernel's
 //!      │  a status, or Aborted
 //!      ▼
 //!  Ok, or CallError                        what firmware claims to have written is checked
@@ -15,11 +15,12 @@ mod name;
 mod table;
 
 use core::fmt;
-use core::sync::atomic::{AtomicBool, Ordering};
 
 use r_efi::efi::{self, Boolean};
 /// GUIDs, as the firmware's namespaces of variables have them, and what the services return.
 pub use r_efi::efi::{Guid, ResetType, Status, Time, TimeCapabilities};
+
+use spin::{Mutex, MutexGuard};
 
 pub use self::name::VariableName;
 pub use self::table::{RuntimeTable, RuntimeTableError, TABLE_SIZE};
@@ -33,15 +34,15 @@ pub const ARGUMENTS: usize = 6;
 /// # Safety
 /// A call that returns must have done what [`call`](Self::call) says, and nothing else.
 pub unsafe trait Firmware {
-    /// Calls the function at the virtual address `function` by the procedure call standard, one call at a time, with
-    /// the runtime regions mapped as SetVirtualAddressMap was told.
+    /// Calls the function at the virtual address `function` by the procedure call standard, with the runtime regions
+    /// mapped as SetVirtualAddressMap was told.
     ///
     /// # Errors
     /// [`Aborted`]
     ///
     /// # Safety
     /// `function` must be a runtime service of this firmware, and `arguments` what it takes: its pointers must be valid
-    /// for what the service does with them.
+    /// for what the service does with them. No other call may be under way, on any CPU.
     unsafe fn call(&self, function: u64, arguments: &[u64; ARGUMENTS]) -> Result<Status, Aborted>;
 }
 
@@ -58,6 +59,8 @@ pub enum CallError {
     Aborted,
     /// The firmware faulted in an earlier call. It was not called.
     Unavailable,
+    /// Another CPU is in the firmware, which [`Runtime::reset_system`] does not wait for. It was not called.
+    Busy,
     /// There is no such variable, or no further one.
     NotFound,
     /// What was asked for has so many bytes, which the buffer has not.
@@ -74,6 +77,7 @@ impl fmt::Display for CallError {
             Self::Unsupported => f.write_str("the firmware does not have this service"),
             Self::Aborted => f.write_str("the firmware faulted, and is not called any more"),
             Self::Unavailable => f.write_str("the firmware faulted earlier, and is not called any more"),
+            Self::Busy => f.write_str("another CPU is in the firmware"),
             Self::NotFound => f.write_str("not found"),
             Self::BufferTooSmall(bytes) => write!(f, "the buffer is too small for {bytes} bytes"),
             Self::BadAnswer => f.write_str("the firmware's answer contradicts itself"),
@@ -95,12 +99,21 @@ pub struct VariableInfo {
     pub maximum_variable: u64,
 }
 
-/// The runtime services of a firmware. Not for interrupt context.
+/// The runtime services of a firmware. A call waits until another CPU's has returned; so not for interrupt context, nor with
+/// a lock that an interrupt handler takes.
 pub struct Runtime<F> {
     firmware: F,
     table: RuntimeTable,
-    supported: RuntimeServices,
-    aborted: AtomicBool,
+    /// Those that can be called; locked during a call.
+    supported: Mutex<Supported>,
+}
+
+/// Which services can be called.
+#[derive(Clone, Copy)]
+enum Supported {
+    These(RuntimeServices),
+    /// None any more: one has faulted.
+    Aborted,
 }
 
 /// Where a call finds its argument, or leaves its result.
@@ -114,7 +127,7 @@ impl<F: Firmware> Runtime<F> {
     /// # Safety
     /// The addresses in `table` must be those of this firmware's services, as they are since SetVirtualAddressMap.
     pub const unsafe fn new(firmware: F, table: RuntimeTable, supported: RuntimeServices) -> Self {
-        Self { firmware, table, supported, aborted: AtomicBool::new(false) }
+        Self { firmware, table, supported: Mutex::new(Supported::These(supported)) }
     }
 
     /// How the firmware is called.
@@ -122,9 +135,12 @@ impl<F: Firmware> Runtime<F> {
         &self.firmware
     }
 
-    /// The services that can be called: none after one faulted.
+    /// The services that can be called: none after one faulted. Waits for a call that is under way.
     pub fn supported(&self) -> RuntimeServices {
-        if self.aborted.load(Ordering::Relaxed) { RuntimeServices::empty() } else { self.supported }
+        match *self.supported.lock() {
+            Supported::These(services) => services,
+            Supported::Aborted => RuntimeServices::empty(),
+        }
     }
 
     /// Time of day.
@@ -242,11 +258,13 @@ impl<F: Firmware> Runtime<F> {
         Ok(info)
     }
 
-    /// Resets or ends the machine, and tells it why. Returns only where that fails.
+    /// Resets or ends the machine, and tells it why. Returns only where that fails. It does not wait for another CPU's
+    /// call: that may be what hangs.
     pub fn reset_system(&self, reset: ResetType, status: Status) -> CallError {
         let arguments = [reset.into(), status.as_usize() as u64];
+        let Some(supported) = self.supported.try_lock() else { return CallError::Busy };
         // SAFETY: there are no data, so no pointer.
-        match unsafe { self.call(RuntimeServices::RESET_SYSTEM, &arguments) } {
+        match unsafe { self.call_locked(supported, RuntimeServices::RESET_SYSTEM, &arguments) } {
             Err(error) => error,
             // It does not return with success.
             Ok(()) => CallError::BadAnswer,
@@ -257,24 +275,35 @@ impl<F: Firmware> Runtime<F> {
     /// `arguments` must be what the service takes, whose pointers are valid for what it does. Those that it has more than
     /// are given are 0.
     unsafe fn call(&self, service: RuntimeServices, arguments: &[u64]) -> Result<(), CallError> {
-        if self.aborted.load(Ordering::Relaxed) {
-            return Err(CallError::Unavailable);
-        }
-        if !self.supported.contains(service) {
-            return Err(CallError::Unsupported);
+        // SAFETY: the caller's contract.
+        unsafe { self.call_locked(self.supported.lock(), service, arguments) }
+    }
+
+    /// # Safety
+    /// As for [`call`](Self::call).
+    unsafe fn call_locked(
+        &self,
+        mut supported: MutexGuard<'_, Supported>,
+        service: RuntimeServices,
+        arguments: &[u64],
+    ) -> Result<(), CallError> {
+        match *supported {
+            Supported::Aborted => return Err(CallError::Unavailable),
+            Supported::These(services) if !services.contains(service) => return Err(CallError::Unsupported),
+            Supported::These(_) => {}
         }
         let mut all = [0; ARGUMENTS];
         for (argument, &given) in all.iter_mut().zip(arguments) {
             *argument = given;
         }
-        // SAFETY: whoever made `self` vouches for the table; the caller for the arguments.
+        // SAFETY: whoever made `self` vouches for the table; the caller for the arguments; the lock for there being no other call.
         match unsafe { self.firmware.call(self.table.address(service), &all) } {
             Ok(Status::SUCCESS) => Ok(()),
             Ok(Status::UNSUPPORTED) => Err(CallError::Unsupported),
             Ok(Status::NOT_FOUND) => Err(CallError::NotFound),
             Ok(status) => Err(CallError::Status(status)),
             Err(Aborted) => {
-                self.aborted.store(true, Ordering::Relaxed);
+                *supported = Supported::Aborted;
                 Err(CallError::Aborted)
             }
         }

@@ -4,6 +4,8 @@ mod common;
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
+use std::sync::Barrier;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use common::tables::*;
 use pleat_efi::runtime::{
@@ -258,6 +260,42 @@ fn after_a_fault_nothing_is_called() {
     assert_eq!(call_all(&runtime), [Err(CallError::Unavailable); 7]);
     assert_eq!(calls(&runtime), 1);
     assert_eq!(runtime.supported(), RuntimeServices::empty());
+}
+
+/// A firmware that faults in its first call, but not before another thread waits for it.
+struct Slow {
+    calls: AtomicUsize,
+    /// Both threads have begun.
+    begun: Barrier,
+}
+
+// SAFETY: it does nothing.
+unsafe impl Firmware for Slow {
+    unsafe fn call(&self, _: u64, _: &[u64; ARGUMENTS]) -> Result<Status, Aborted> {
+        if self.calls.fetch_add(1, Ordering::SeqCst) == 0 {
+            self.begun.wait();
+            // The other one comes to the lock within that time, or after it: in neither case may it get here.
+            std::thread::sleep(std::time::Duration::from_millis(50));
+        }
+        Err(Aborted)
+    }
+}
+
+#[test]
+fn who_waits_for_a_call_that_faults_does_not_call() {
+    let firmware = Slow { calls: AtomicUsize::new(0), begun: Barrier::new(2) };
+    let table = parse(&table(), RuntimeServices::all()).unwrap();
+    // SAFETY: the played firmware does nothing at any address.
+    let runtime = unsafe { Runtime::new(firmware, table, RuntimeServices::all()) };
+    std::thread::scope(|scope| {
+        let first = scope.spawn(|| runtime.get_time().unwrap_err());
+        runtime.firmware().begun.wait();
+        // While the first is in the firmware.
+        assert_eq!(runtime.reset_system(2, Status::SUCCESS), CallError::Busy);
+        assert_eq!(runtime.get_time().unwrap_err(), CallError::Unavailable);
+        assert_eq!(first.join().unwrap(), CallError::Aborted);
+    });
+    assert_eq!(runtime.firmware().calls.load(Ordering::SeqCst), 1);
 }
 
 #[test]

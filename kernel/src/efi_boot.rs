@@ -16,7 +16,8 @@ use dtoolkit::fdt::FdtNode;
 use dtoolkit::fdt_mut::{FdtBuffer, FdtMut, FdtNodeMut};
 use dtoolkit::{Node, Property, ToPropertyValue};
 use r_efi::system::{
-    BOOT_SERVICES_CODE, BOOT_SERVICES_DATA, CONVENTIONAL_MEMORY, LOADER_CODE, LOADER_DATA, MemoryDescriptor,
+    BOOT_SERVICES_CODE, BOOT_SERVICES_DATA, CONVENTIONAL_MEMORY, LOADER_CODE, LOADER_DATA, MEMORY_SP,
+    MEMORY_WB, MemoryDescriptor,
 };
 
 use crate::dt::{self, DtError};
@@ -137,7 +138,9 @@ impl<'a> MemoryMap<'a> {
                 kind,
                 LOADER_CODE | LOADER_DATA | BOOT_SERVICES_CODE | BOOT_SERVICES_DATA | CONVENTIONAL_MEMORY
             );
-            usable.then_some(())?;
+            // Write-back cacheable, and for nobody in particular, as Linux asks too.
+            let attribute = u64_at(core::mem::offset_of!(MemoryDescriptor, attribute))?;
+            (usable && attribute & MEMORY_WB != 0 && attribute & MEMORY_SP == 0).then_some(())?;
             PhysRange::from_size(start, pages.checked_mul(EFI_PAGE)?)
         })
     }

@@ -3,7 +3,7 @@
 //! ```text
 //!  /chosen pleat,uefi-…  ──▶  init: checked by the crate `efi`, mapped in efi_mm     what is bad: one line, no services
 //!
-//!  services() ──▶ efi::Runtime ──▶ Calls::call                       locked, interrupts masked
+//!  services() ──▶ efi::Runtime ──▶ Calls::call                       one at a time, interrupts masked
 //!                                      │  stack of its own, TTBR0 ◀── efi_mm
 //!                                      ▼
 //!                                  arch efi_call ──▶ firmware
@@ -11,12 +11,14 @@
 //!                                      └── give_up ◀── trap
 //! ```
 
+use core::cell::Cell;
 use core::fmt;
 use core::sync::atomic::{AtomicUsize, Ordering};
 
 use arch::aarch64::hardware::{Hardware, LinearMap};
-use arch::aarch64::trap::STACK_SIZE;
-use arch::aarch64::{boot, efi_call};
+use arch::aarch64::trap::{STACK_SIZE, TrapFrame};
+use arch::aarch64::{boot, daif, efi_call};
+use arch::granule::LAST_LEVEL;
 use arch::{TableFrame, VirtAddr};
 use efi::mapping::{CreateMappingError, MemattrError};
 use efi::memory_attributes::MemoryAttributesError;
@@ -35,9 +37,8 @@ use mm::asid::EFI_ASID;
 use mm::{EfiMm, MapError, TableAlloc, VA_BITS};
 use spin::Once;
 
-use crate::lock::IrqMutex;
 use crate::vm::GRANULE;
-use crate::{cpu, memory, vm};
+use crate::{cpu, memory, trap, vm};
 
 /// No CPU is in a call.
 const NOBODY: usize = usize::MAX;
@@ -60,8 +61,10 @@ pub(crate) fn services() -> Option<&'static Runtime<Calls>> {
 
 /// Why there are no runtime services.
 enum Error {
+    NoSetVirtualAddressMap,
     NoVirtualAddresses,
     SetVirtualAddressMap(u64),
+    TooLarge(u64),
     MemoryMap(MemoryMapError),
     InRam(MemoryDescriptor),
     RtProperties(RtPropertiesError),
@@ -76,7 +79,13 @@ enum Error {
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::NoVirtualAddresses => f.write_str("the firmware can't be told of virtual addresses"),
+            Self::NoSetVirtualAddressMap => f.write_str("the firmware has no SetVirtualAddressMap"),
+            Self::NoVirtualAddresses => {
+                f.write_str("EFI memory map: a runtime region has no virtual address below 2^48")
+            }
+            Self::TooLarge(bytes) => {
+                write!(f, "EFI memory map: {bytes:#x} bytes of runtime regions are too many")
+            }
             Self::SetVirtualAddressMap(status) => {
                 write!(f, "SetVirtualAddressMap failed: status {status:#x}")
             }
@@ -134,7 +143,14 @@ fn try_init(tables: &EfiTables<'_>, memblock: &MemBlock) -> Result<(usize, u64),
     match tables.set_virtual_address_map {
         Some(0) => {}
         Some(status) => return Err(Error::SetVirtualAddressMap(status)),
+        None if !supported.contains(RuntimeServices::SET_VIRTUAL_ADDRESS_MAP) => {
+            return Err(Error::NoSetVirtualAddressMap);
+        }
         None => return Err(Error::NoVirtualAddresses),
+    }
+    let bytes = map.runtime().fold(0, |sum: u64, region| sum.saturating_add(region.size()));
+    if bytes > MAX_TABLES as u64 * GRANULE.level_size(LAST_LEVEL - 1) {
+        return Err(Error::TooLarge(bytes));
     }
     let in_ram = |region: &MemoryDescriptor| {
         let range = PhysRange::from_size(region.physical_start(), region.size());
@@ -146,26 +162,33 @@ fn try_init(tables: &EfiTables<'_>, memblock: &MemBlock) -> Result<(usize, u64),
     let attributes = tables.memory_attributes.map(|table| MemoryAttributes::parse(table, map)).transpose()?;
     let table = RuntimeTable::parse(tables.runtime_services, &map, supported)?;
 
-    let level = GRANULE.start_level(VA_BITS);
-    let root = EfiTableAlloc.alloc_table(level).ok_or(Error::OutOfMemory)?;
+    let tables = EfiTableAlloc { left: Cell::new(MAX_TABLES) };
+    let root = tables.alloc_table(GRANULE.start_level(VA_BITS)).ok_or(Error::OutOfMemory)?;
     // SAFETY: its tables are pages of the allocator, which are in the linear map.
     let efi_mm = EFI_MM.call_once(|| EfiMm::new(Hardware(unsafe { LinearMap::new() }), root, EFI_ASID));
-    efi_virtmap_init(efi_mm, &map, &EfiTableAlloc)?;
+    efi_virtmap_init(efi_mm, &map, &tables)?;
     if let Some(attributes) = attributes {
         efi_memattr_apply_permissions(efi_mm, &attributes)?;
     }
-    let calls = Calls { stack: vm::map_efi_stack()?, lock: IrqMutex::new(()) };
+    let calls = Calls::new(vm::map_efi_stack()?);
     // SAFETY: the table is the firmware's, read after SetVirtualAddressMap; that its addresses are code of the runtime regions
     // was checked.
     SERVICES.call_once(|| unsafe { Runtime::new(calls, table, supported) });
-    Ok((map.runtime().count(), map.runtime().map(|region| region.size()).sum()))
+    Ok((map.runtime().count(), bytes))
 }
 
+/// The most tables of `efi_mm`, 4 MiB of them: a map of the firmware's that needs more is refused, and must not take all
+/// memory before it is. What was mapped until then stays, to be looked at.
+const MAX_TABLES: usize = 1024;
+
 /// Where the tables of `efi_mm` come from. For good.
-struct EfiTableAlloc;
+struct EfiTableAlloc {
+    left: Cell<usize>,
+}
 
 impl TableAlloc for EfiTableAlloc {
     fn alloc_table(&self, level: u8) -> Option<TableFrame> {
+        self.left.set(self.left.get().checked_sub(1)?);
         // SAFETY: a zeroed page of its own, in the linear map.
         memory::alloc_zeroed_page().map(|pa| unsafe { TableFrame::new(pa, level) })
     }
@@ -174,30 +197,45 @@ impl TableAlloc for EfiTableAlloc {
 /// The CPU that is in the firmware.
 static CALLER: AtomicUsize = AtomicUsize::new(NOBODY);
 
-/// One call at a time, since the services are not reentrant (UEFI 2.10, 8.1), on one stack.
+/// How the firmware is called: on one stack, so one call at a time.
 pub(crate) struct Calls {
-    /// Its lowest address.
+    /// The lowest address of the stack.
     stack: VirtAddr,
-    lock: IrqMutex<()>,
 }
 
 impl Calls {
+    /// With the stack at its lowest address, which was just mapped.
+    fn new(stack: VirtAddr) -> Self {
+        let calls = Self { stack };
+        // SAFETY: the stack is mapped, and nobody uses it. There is no call under way.
+        unsafe { efi_call::prepare(calls.stack_top()) };
+        calls
+    }
+
     fn stack_top(&self) -> VirtAddr {
         VirtAddr::new(self.stack.get() + STACK_SIZE)
     }
 
-    /// Calls `f` with `efi_mm` in TTBR0, so that no memory of a user can be accessed, and interrupts masked, so that
-    /// nothing else runs on this CPU. One CPU at a time.
+    /// Calls `f` with `efi_mm` in TTBR0, so that no memory of a user can be accessed, and interrupts masked, however long it
+    /// takes, so that nothing else runs on this CPU.
+    ///
+    /// # Panics
+    /// Where this CPU has tables of another granule in TTBR0.
     pub(crate) fn in_efi_mm<R>(&self, f: impl FnOnce() -> R) -> R {
         let efi_mm = efi_mm().expect("there are no calls without it");
-        let _masked = self.lock.lock();
-        // SAFETY: the tables are never freed, and the ASID is reserved for them. They map what is the firmware's, to which
-        // no Rust reference refers. Interrupts stay masked until the root is put back.
-        let user = unsafe { boot::replace_user_root(efi_mm.root(), EFI_ASID) };
-        let result = f();
-        // SAFETY: as above.
-        unsafe { boot::restore_user_root(user) };
-        result
+        daif::masked(|| {
+            assert!(
+                boot::user_granule() == GRANULE,
+                "a call of EFI firmware with tables of another granule loaded"
+            );
+            // SAFETY: the tables are of TTBR0's granule, never freed, and the ASID is reserved for them. They map what is the
+            // firmware's, to which no Rust reference refers. Interrupts stay masked until the root is put back.
+            let user = unsafe { boot::replace_user_root(efi_mm.root(), EFI_ASID) };
+            let result = f();
+            // SAFETY: as above.
+            unsafe { boot::restore_user_root(user) };
+            result
+        })
     }
 }
 
@@ -207,8 +245,8 @@ unsafe impl Firmware for Calls {
         let result = self.in_efi_mm(|| {
             let stack = cpu::set_stack_base(self.stack);
             CALLER.store(cpu::index(), Ordering::Relaxed);
-            // SAFETY: the caller vouches for function and arguments; what the firmware needs is mapped, the stack is this
-            // call's alone, by the lock, and known to the vectors.
+            // SAFETY: the caller vouches for function and arguments, and that the stack is this call's alone; what the firmware
+            // needs is mapped, and the stack known to the vectors.
             let result = unsafe { efi_call::call(function, arguments, self.stack_top()) };
             CALLER.store(NOBODY, Ordering::Relaxed);
             cpu::set_stack_base(stack);
@@ -227,12 +265,11 @@ unsafe impl Firmware for Calls {
 }
 
 /// Called with a fault at EL1: whether it is the firmware's, whose call was given up; what is in `frame` goes on with that.
-pub(crate) fn give_up(frame: &mut arch::aarch64::trap::TrapFrame) -> bool {
-    match services() {
-        Some(services) if CALLER.load(Ordering::Relaxed) == cpu::index() => {
-            efi_call::give_up(frame, services.firmware().stack_top());
-            true
-        }
-        _ => false,
-    }
+pub(crate) fn give_up(frame: &mut TrapFrame) -> bool {
+    // What an interrupt handler does is not the firmware's, even if that had unmasked interrupts.
+    let calls = CALLER.load(Ordering::Relaxed) == cpu::index() && !trap::in_interrupt();
+    // SAFETY: the stack is mapped for good and used by calls only, of which this CPU makes one.
+    calls
+        && services()
+            .is_some_and(|services| unsafe { efi_call::give_up(frame, services.firmware().stack_top()) })
 }

@@ -7,6 +7,7 @@
 #[cfg(feature = "efi")]
 mod runtime;
 
+use core::cell::Cell;
 use core::ffi::c_void;
 use core::fmt::{self, Write};
 use core::mem::size_of;
@@ -31,12 +32,15 @@ const NEW_DESCRIPTORS: usize = 16;
 /// Where efi.S leads. Returns why the kernel can't be started.
 #[unsafe(no_mangle)]
 extern "C" fn pleat_efi(image: Handle, system: *mut SystemTable) -> Status {
-    let firmware = Firmware { image, system };
+    let firmware = Firmware { image, system, leaving: Cell::new(false) };
     let failure = match firmware.start() {
         Err(failure) => failure,
         Ok(never) => match never {},
     };
-    let _ = writeln!(firmware.console(), "pleat: fatal: EFI: {failure}");
+    // Once it was asked to leave, firmware must not be called for its console.
+    if !firmware.leaving.get() {
+        let _ = writeln!(firmware.console(), "pleat: fatal: EFI: {failure}");
+    }
     match failure {
         Failure::Call(_, status) => status,
         Failure::NoDeviceTree | Failure::Tree(_) => Status::UNSUPPORTED,
@@ -87,6 +91,8 @@ enum Never {}
 struct Firmware {
     image: Handle,
     system: *mut SystemTable,
+    /// It was asked to leave boot services.
+    leaving: Cell<bool>,
 }
 
 impl Firmware {
@@ -99,20 +105,21 @@ impl Firmware {
         let map = self.allocate(size + NEW_DESCRIPTORS * descriptor_size)?;
         let copy = self.allocate(efi_boot::room_for_copy(tree.len(), bootargs.len(), 0))?;
         #[cfg(feature = "efi")]
-        let mut runtime = runtime::Services::find(self, tree, bootargs, map.len())?;
+        let mut runtime = runtime::Services::prepare(self, tree, bootargs, map.len())?;
         let _ = writeln!(self.console(), "EFI stub: leaving boot services");
         for _ in 0..ATTEMPTS {
             // From here on, firmware may answer these two calls only.
             let (memory, key) = self.memory_map(map)?;
             let handover = Handover { bootargs, initrd, memory, tables: None };
             let size = efi_boot::write(tree, &handover, copy)?;
+            self.leaving.set(true);
             // SAFETY: this is what it is for. With success no more than the runtime services is left of the firmware.
             match unsafe { ((*self.boot()).exit_boot_services)(self.image, key) } {
                 Status::SUCCESS => {
                     let copy = &copy[..size];
                     // There is nobody left to hear of an error.
                     #[cfg(feature = "efi")]
-                    let copy = runtime.hand_over(tree, handover).unwrap_or(copy);
+                    let copy = runtime.hand_over(self, tree, handover).unwrap_or(copy);
                     let start = PhysAddr::new(copy.as_ptr() as u64);
                     // SAFETY: UEFI has all memory mapped to itself, and runs applications on the one CPU that runs. The
                     // tree says what memory is the kernel's.

@@ -16,6 +16,8 @@ use crate::{backtrace, cpu, features, gic, image, panic};
 /// The vectors, in order; each source has four kinds.
 const SOURCES: [&str; 4] = ["EL1 with SP_EL0", "EL1", "EL0", "EL0 in AArch32"];
 const KINDS: [&str; 4] = ["synchronous exception", "IRQ", "FIQ", "SError"];
+#[cfg(feature = "efi")]
+const EL1T_SYNC: u64 = 0;
 const EL1_SYNC: u64 = 4;
 const EL1_IRQ: u64 = 5;
 const EL0_SYNC: u64 = 8;
@@ -32,9 +34,9 @@ pub(crate) fn in_interrupt() -> bool {
 #[unsafe(no_mangle)]
 extern "C" fn pleat_trap(frame: &mut TrapFrame, vector: u64) {
     match vector {
-        // Its stack may have run out too.
+        // Its stack may have run out too, or be another.
         #[cfg(feature = "efi")]
-        _ if vector & !OVERFLOW_FLAG == EL1_SYNC && efi_runtime::give_up(frame) => {}
+        _ if matches!(vector & !OVERFLOW_FLAG, EL1T_SYNC | EL1_SYNC) && efi_runtime::give_up(frame) => {}
         EL1_SYNC => {
             // A call to what can't be executed faults at its target; the listed instruction is where it returns to.
             let fetch = Esr::new(frame.esr).class() == ExceptionClass::InstructionAbortSame;

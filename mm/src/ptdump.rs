@@ -188,8 +188,10 @@ impl<'m, M: Mmu> Mm<'m, M> {
     /// changing while it is read, which only a user's can, is told as its entry alone says.
     ///
     /// # Panics
-    /// Where `markers` are not in ascending order.
+    /// Where `markers` are not in ascending order, or the guard is for tables that are never freed and this is a user's
+    /// address space.
     pub fn ptdump<'a>(&'a self, markers: &'a [Marker<'a>], guard: &'a LocklessGuard) -> Ptdump<'a, 'm, M> {
+        assert!(guard.vouches_for(self), "the tables of a user's address space may be freed");
         assert!(markers.is_sorted_by_key(|marker| marker.start.get()), "markers out of order");
         Ptdump { mm: self, guard, markers, next: Some(self.first_address()), range: None }
     }

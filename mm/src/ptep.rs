@@ -54,6 +54,7 @@ use arch::{Mmu, PteFlags, PteValue, VirtAddr};
 use crate::contpte::{self, Ends, block_of, cont_ptes, expand, try_fold, try_unfold, unfold_partial_ends};
 use crate::counters::Counter;
 use crate::guard::PteGuard;
+use crate::mm_struct::Kind;
 use crate::pte::{Gathered, Pte, needs_break};
 use crate::{Mm, icache, tlb};
 
@@ -553,17 +554,25 @@ pub fn pte_batch<M: Mmu>(guard: &PteGuard<'_, '_, M>, va: VirtAddr, most: usize)
 }
 
 /// What a reader without the lock has: no table that it reads is freed.
-pub struct LocklessGuard(());
+pub struct LocklessGuard {
+    /// Not because nothing is freed meanwhile, but because nothing ever is.
+    tables_stay: bool,
+}
 
 impl LocklessGuard {
     /// Since interrupts are masked on this CPU: by whoever makes it, for as long as it lives.
     pub const fn interrupts_masked() -> Self {
-        Self(())
+        Self { tables_stay: false }
     }
 
-    /// Since whoever makes it only reads address spaces whose tables are never freed, as are those of `init_mm` and `efi_mm`.
+    /// Since it only reads address spaces whose tables are never freed: `init_mm` and `efi_mm`. With a user's, reading panics.
     pub const fn tables_stay() -> Self {
-        Self(())
+        Self { tables_stay: true }
+    }
+
+    /// Whether it may read the tables of this mm.
+    pub(crate) fn vouches_for<M: Mmu>(&self, mm: &Mm<'_, M>) -> bool {
+        !self.tables_stay || !matches!(mm.kind(), Kind::User { .. })
     }
 }
 
@@ -590,7 +599,15 @@ impl core::error::Error for Busy {}
 ///
 /// # Errors
 /// [`Busy`] after 64 tries in each of which the block was changed: take the lock.
-pub fn ptep_get_lockless<M: Mmu>(mm: &Mm<'_, M>, va: VirtAddr, _: &LocklessGuard) -> Result<PteValue, Busy> {
+///
+/// # Panics
+/// Where the guard is for tables that are never freed, and this is a user's address space.
+pub fn ptep_get_lockless<M: Mmu>(
+    mm: &Mm<'_, M>,
+    va: VirtAddr,
+    guard: &LocklessGuard,
+) -> Result<PteValue, Busy> {
+    assert!(guard.vouches_for(mm), "the tables of a user's address space may be freed");
     let Some(table) = mm.last_level_table(va) else { return Ok(PteValue::NONE) };
     let index = M::GRANULE.index(va.get(), arch::granule::LAST_LEVEL);
     let page = M::GRANULE.page_size();

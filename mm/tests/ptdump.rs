@@ -347,7 +347,8 @@ fn a_folded_block_is_one_range_whichever_entry_was_used() {
     world.map(0, 32, UserProt::ReadWrite);
     assert!(world.folded(0..32));
     world.plain.hardware_sets(5, |raw| raw & !RDONLY | AF);
-    let lines: Vec<_> = world.mm.ptdump(&[], STAY).map(|line| line.to_string()).collect();
+    let masked = LocklessGuard::interrupts_masked();
+    let lines: Vec<_> = world.mm.ptdump(&[], &masked).map(|line| line.to_string()).collect();
     assert_eq!(
         lines,
         [
@@ -383,4 +384,11 @@ fn efi_mm_as_text() {
 0x0000000020300000-0x0000000020301000            4K PTE     RW     NX SHD AF nG          UXN DEVICE/nGnRE";
     let lines: Vec<_> = efi_mm.ptdump(&markers, STAY).map(|line| line.to_string()).collect();
     assert_eq!(lines.join("\n"), text);
+}
+
+#[test]
+#[should_panic(expected = "the tables of a user's address space may be freed")]
+fn a_users_tables_do_not_stay() {
+    let world = common::World::<common::K4>::default();
+    let _ = world.mm.ptdump(&[], STAY);
 }

@@ -169,6 +169,18 @@ pub unsafe fn load_user_root(root: PhysAddr, asid: Asid) {
 #[derive(Debug)]
 pub struct UserRoot(u64);
 
+/// The granule by which this CPU walks the tables of TTBR0: see [`set_user_granule`].
+pub fn user_granule() -> Granule {
+    let tcr: u64;
+    // SAFETY: reading it has no effect.
+    unsafe { asm!("mrs {}, tcr_el1", out(reg) tcr, options(nomem, nostack, preserves_flags)) };
+    match tcr >> 14 & 0b11 {
+        0b01 => Granule::K64,
+        0b10 => Granule::K16,
+        _ => Granule::K4,
+    }
+}
+
 /// As [`load_user_root`], whatever TTBR0 holds, which is returned.
 ///
 /// # Safety

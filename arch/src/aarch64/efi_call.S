@@ -48,15 +48,16 @@ efi_call:
         sub     sp, sp, #0x200
         all_of_simd stp
 
-        // The top of the stack keeps this one's pointer, for both ways back.
-        mov     x9, sp
-        str     x9, [x2, #-16]!
-        mov     sp, x2
+        // The top of the stack keeps this one's pointer, for both ways back. While it does, a fault is the firmware's.
         mov     x16, x0
         mov     x17, x1
+        mov     x9, sp
+        sub     x10, x2, #16
         ldp     x0, x1, [x17]
         ldp     x2, x3, [x17, #16]
         ldp     x4, x5, [x17, #32]
+        mov     sp, x10
+        str     x9, [sp]
         blr     x16
         mov     x1, xzr                         // it has returned
         b       1f
@@ -68,6 +69,7 @@ efi_call_aborted:
         mov     sp, x9
 
 1:      ldr     x9, [sp]
+        str     xzr, [sp]
         mov     sp, x9
         all_of_simd ldp
         add     sp, sp, #0x200

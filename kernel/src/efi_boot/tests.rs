@@ -66,6 +66,25 @@ fn only_what_is_usable_after_boot_services_is_ram() {
     }
 }
 
+/// RAM that can't be cached, and what firmware wants left to others.
+#[test]
+fn memory_of_other_kinds_is_left_alone() {
+    let mut bytes = map(
+        40,
+        &[
+            (CONVENTIONAL_MEMORY, 0, MIB),
+            (CONVENTIONAL_MEMORY, MIB, MIB),
+            (CONVENTIONAL_MEMORY, 2 * MIB, MIB),
+        ],
+    );
+    // EFI_MEMORY_UC alone; EFI_MEMORY_WB and EFI_MEMORY_SP.
+    for (descriptor, attribute) in [(1, 1_u64), (2, 0x4_0008)] {
+        bytes[40 * descriptor + 32..][..8].copy_from_slice(&attribute.to_le_bytes());
+    }
+    let found: Vec<_> = MemoryMap::new(&bytes, 40, 1).unwrap().usable().collect();
+    assert_eq!(found, [range(0, MIB)]);
+}
+
 #[test]
 fn a_map_that_is_none_is_no_ram() {
     for size in [0, 1, 39] {

@@ -4,7 +4,9 @@
 use alloc::vec::Vec;
 use core::arch::naked_asm;
 use core::ops::ControlFlow;
+use core::sync::atomic::{AtomicU64, Ordering};
 
+use aarch64_cpu::registers::{CPACR_EL1, Readable};
 use arch::aarch64::probe;
 use arch::esr::ExceptionClass;
 use arch::{MemoryType, PteFlags, VirtAddr};
@@ -281,6 +283,23 @@ pub(super) fn variables(context: &Context<'_>) -> TestResult {
         Vec::new()
     };
     println!("# {} variables of the firmware's were read", before.len());
+    if cpu::count() > 1 && !before.is_empty() {
+        two_cpus(services, before.len())?;
+    }
+    if supported.contains(RuntimeServices::QUERY_VARIABLE_INFO) {
+        match services.query_variable_info(ATTRIBUTES) {
+            Ok(info) => {
+                println!("# {info:?}");
+                check!(
+                    info.remaining_storage <= info.maximum_storage,
+                    "more is free than there is: {info:?}"
+                );
+                check!(info.maximum_variable > 0, "no variable has room: {info:?}");
+            }
+            // It may say so of these attributes.
+            Err(error) => check!(error == CallError::Unsupported, "QueryVariableInfo: {error}"),
+        }
+    }
 
     let name = VariableName::new("PleatSelfTest").expect("a name");
     let get = |room: usize| {
@@ -317,17 +336,6 @@ pub(super) fn variables(context: &Context<'_>) -> TestResult {
     check!(set(&[]) == Ok(()), "deleting the variable failed");
     check!(get(64) == Err(CallError::NotFound), "a deleted variable is read: {:?}", get(64));
     check!(enumerate(services)?.len() == before.len(), "it is enumerated after its deletion");
-
-    match services.query_variable_info(ATTRIBUTES) {
-        Ok(info) => {
-            println!("# {info:?}");
-            check!(info.remaining_storage <= info.maximum_storage, "more is free than there is: {info:?}");
-            check!(info.maximum_variable > 0, "no variable has room: {info:?}");
-        }
-        Err(error) => {
-            check!(!supported.contains(RuntimeServices::QUERY_VARIABLE_INFO), "QueryVariableInfo: {error}")
-        }
-    }
     Ok(())
 }
 
@@ -409,13 +417,15 @@ unsafe extern "C" fn returns_daif() {
     naked_asm!("mrs x0, daif", "ret")
 }
 
-/// The sum of all SIMD registers, and FPCR.
+/// The sum of all SIMD registers, FPCR and FPSR.
 #[unsafe(naked)]
 unsafe extern "C" fn adds_simd_registers() {
     naked_asm!(
         ".arch_extension fp",
         ".arch_extension simd",
         "mrs x0, fpcr",
+        "mrs x1, fpsr",
+        "add x0, x0, x1, lsl #32",
         ".irp n, 0,1,2,3,4,5,6,7,8,9,10,11,12,13,14,15,16,17,18,19,20,21,22,23,24,25,26,27,28,29,30,31",
         "fmov x1, d\\n",
         "add x0, x0, x1",
@@ -436,6 +446,8 @@ unsafe extern "C" fn spoils_and_loads() {
         ".arch_extension simd",
         "mov x1, #0x0400000",
         "msr fpcr, x1",
+        "mov x1, #0x1f",
+        "msr fpsr, x1",
         ".irp n, 0,1,2,3,4,5,6,7,8,9,10,11,12,13,14,15,16,17,18,19,20,21,22,23,24,25,26,27,28,29,30,31",
         "movi v\\n\\().16b, #0x5a",
         ".endr",
@@ -455,6 +467,8 @@ unsafe extern "C" fn spoils_simd_registers() {
     naked_asm!(
         ".arch_extension fp",
         ".arch_extension simd",
+        "mov x1, #0x9f",
+        "msr fpsr, x1",
         ".irp n, 0,1,2,3,4,5,6,7,16,17,18,19,20,21,22,23,24,25,26,27,28,29,30,31",
         "movi v\\n\\().16b, #0xa5",
         ".endr",
@@ -504,19 +518,7 @@ pub(super) fn calls_come_back(context: &Context<'_>) -> TestResult {
     let daif = plain(returns_daif)?;
     check!(daif & 0xc0 == 0xc0, "interrupts are not masked: DAIF is {daif:#x}");
 
-    // Calls from two CPUs wait for each other.
-    let services = booted.services;
-    let calls = move || {
-        (0..200).all(|n| {
-            // SAFETY: the function does what its comment says.
-            let weight = unsafe { services.firmware().call(weighs_arguments as *const () as u64, &[n; 6]) };
-            weight.is_ok_and(|weight| weight.as_usize() as u64 == 63 * n)
-        })
-    };
-    let other = (cpu::count() > 1).then(|| smp::spawn_on(1, calls).expect("the CPU waits"));
-    check!(calls(), "a call among those of another CPU went wrong");
-    check!(other.is_none_or(|other| other.join()), "a call of another CPU went wrong");
-
+    let cpacr = CPACR_EL1.get();
     let simd = plain(adds_simd_registers)?;
     plain(spoils_simd_registers)?;
     check!(plain(adds_simd_registers)? == simd, "SIMD registers are not what they were before a call");
@@ -531,15 +533,77 @@ pub(super) fn calls_come_back(context: &Context<'_>) -> TestResult {
         check!(result == Err(Aborted), "{what} returned {result:?}");
         check!(plain(adds_simd_registers)? == simd, "{what}: SIMD registers are not what they were before");
     }
+    check!(CPACR_EL1.get() == cpacr, "CPACR_EL1 was {cpacr:#x} and is {:#x}", CPACR_EL1.get());
     // A function that is nowhere.
     // SAFETY: nothing is mapped there.
     let result = unsafe { firmware.call(0x1000, &[0; 6]) };
     check!(result == Err(Aborted), "a call of nothing returned {result:?}");
+    if cpu::count() > 1 {
+        a_fault_of_another_cpu(booted.services)?;
+    }
     // The kernel's own faults are still its own.
     // SAFETY: nothing is mapped there.
     let fault = unsafe { probe::load(VirtAddr::new(0x1000)) };
     let class = fault.err().map(|fault| fault.esr.class());
     check!(class == Some(ExceptionClass::DataAbortSame), "a fault outside of a call: {class:?}");
+    Ok(())
+}
+
+/// Says that it runs in the first word at `x0`, and returns 1 when the second is not zero any more, or 0 if that takes too long.
+#[unsafe(naked)]
+unsafe extern "C" fn waits() {
+    naked_asm!(
+        "mov x1, #1",
+        "str x1, [x0]",
+        "mov x2, #0x40000000",
+        "1: ldar x1, [x3]",
+        "cbnz x1, 2f",
+        "subs x2, x2, #1",
+        "b.ne 1b",
+        "mov x0, #0",
+        "ret",
+        "2: mov x0, #1",
+        "ret",
+    )
+}
+
+/// While one CPU is in a call, a fault of another is its own, and gives up nothing.
+fn a_fault_of_another_cpu(services: &'static Runtime<Calls>) -> TestResult {
+    static WORDS: [AtomicU64; 2] = [const { AtomicU64::new(0) }; 2];
+    WORDS.iter().for_each(|word| word.store(0, Ordering::Relaxed));
+    let other = smp::spawn_on(1, || {
+        while WORDS[0].load(Ordering::Acquire) == 0 {
+            core::hint::spin_loop();
+        }
+        // SAFETY: nothing is mapped there.
+        let faulted = unsafe { probe::load(VirtAddr::new(PAGE)) }.is_err();
+        WORDS[1].store(1, Ordering::Release);
+        faulted
+    })
+    .expect("the CPU waits");
+    let [first, second] = &WORDS;
+    let arguments = [first.as_ptr() as u64, 0, 0, second.as_ptr() as u64, 0, 0];
+    // SAFETY: the function does what its comment says, with two words that live for ever.
+    let waited = unsafe { services.firmware().call(waits as *const () as u64, &arguments) };
+    check!(waited.is_ok_and(|waited| waited.as_usize() == 1), "the call came back early: {waited:?}");
+    check!(other.join(), "a load from nowhere did not fault");
+    Ok(())
+}
+
+/// Both CPUs enumerate the variables at once: their calls wait for each other.
+fn two_cpus(services: &'static Runtime<Calls>, variables: usize) -> TestResult {
+    static READY: AtomicU64 = AtomicU64::new(0);
+    READY.store(0, Ordering::Relaxed);
+    let work = move || {
+        READY.fetch_add(1, Ordering::AcqRel);
+        while READY.load(Ordering::Acquire) < 2 {
+            core::hint::spin_loop();
+        }
+        (0..20).all(|_| enumerate(services).is_ok_and(|found| found.len() == variables))
+    };
+    let other = smp::spawn_on(1, work).expect("the CPU waits");
+    check!(work(), "the variables are others while another CPU looks at them");
+    check!(other.join(), "the variables are others on another CPU");
     Ok(())
 }
 

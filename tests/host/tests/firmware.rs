@@ -229,7 +229,8 @@ fn services(va: u64) -> Vec<u8> {
 fn without_services(property: &str, value: Vec<u8>) -> String {
     // What the others break is sound, but for the call that there was none of.
     let tree = Tree::of(&Boot::kernel())
-        .bootargs("selftest=boot.*")
+        // What allocates: a table must not take what the rest needs.
+        .bootargs("selftest=frames.*")
         .property("/chosen", "pleat,uefi-virtmap-status", 0_u64.to_be_bytes().to_vec())
         .property("/chosen", "pleat,uefi-mmap", descriptors(&REGIONS))
         .property("/chosen", "pleat,uefi-mmap-desc-size", 40_u32.to_be_bytes().to_vec())
@@ -262,6 +263,10 @@ fn bad_tables_are_refused_and_the_rest_boots() {
     let mut twice = REGIONS;
     twice[1].2 = VA + 0xf000;
     let outside = (CODE, PA + 0xf000, 0, 2, RUNTIME);
+    let registers = |pages| [REGIONS[0], (11, 1 << 40, 1 << 41, pages, RUNTIME)];
+    // Each page in another part of the address space.
+    let sparse: Vec<_> =
+        (1..1000).map(|i| (DATA, i << 35, i << 36, 1, RUNTIME)).chain([REGIONS[0]]).collect();
     for (property, value, why) in [
         ("mmap", descriptors(&REGIONS), ""),
         (
@@ -274,6 +279,13 @@ fn bad_tables_are_refused_and_the_rest_boots() {
         ("mmap", descriptors(&in_ram), "EFI memory map: a runtime region is in the kernel's RAM: "),
         ("mmap", descriptors(&unmapped), "EFI runtime services table: "),
         ("mmap", descriptors(&twice), "0x20000f000 is mapped already in efi_mm"),
+        (
+            "mmap",
+            descriptors(&registers(1 << 28)),
+            "EFI memory map: 0x10000010000 bytes of runtime regions are too many",
+        ),
+        ("mmap", descriptors(&sparse), "no memory for a translation table"),
+        ("rt-properties", vec![1, 0, 8, 0, 0, 0, 0, 0], ""),
         ("mmap-desc-size", word(0), "EFI memory map: a descriptor can't have 0 bytes"),
         ("mmap-desc-size", word(u32::MAX), "EFI memory map: a descriptor can't have 4294967295 bytes"),
         ("mmap-desc-ver", word(2), "EFI memory map: descriptors of version 2 are not known"),
