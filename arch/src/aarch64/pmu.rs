@@ -7,6 +7,8 @@ use super::barrier;
 
 /// L1D_TLB_REFILL: the first-level TLB for data had no entry, and got one.
 pub const L1D_TLB_REFILL: u16 = 0x05;
+/// CPU_CYCLES: what the cycle counter counts, as an event.
+pub const CPU_CYCLES: u16 = 0x11;
 
 /// PMCR_EL0: counting is on; event counters, cycle counter are set to 0; cycles are counted in 64 bits.
 const ENABLE: u64 = 1 << 0;

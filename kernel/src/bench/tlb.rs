@@ -12,7 +12,7 @@ use core::arch::naked_asm;
 
 use arch::aarch64::daif;
 use arch::aarch64::hardware::{Hardware, LinearMap, linear};
-use arch::aarch64::pmu::{Counts, L1D_TLB_REFILL, Pmu};
+use arch::aarch64::pmu::{CPU_CYCLES, Counts, L1D_TLB_REFILL, Pmu};
 use arch::{PteValue, VirtAddr};
 use mm::frame::Folio;
 use mm::pte::{Pte, UserProt};
@@ -70,7 +70,9 @@ pub(super) fn reach(_: &Context<'_>) -> TestResult {
         space.map(folded);
         let wrong = space.blocks().find(|&va| space.is_folded(va) != folded);
         let costs_of = space.measure(&pmu);
+        let cycles = space.count(&pmu, CPU_CYCLES, LARGEST);
         space.clear();
+        check!(counts_alike(cycles), "the counters do not agree on the same cycles: {cycles:?}");
         check!(wrong.is_none(), "the block at {wrong:x?} should be folded: {folded}");
         costs.push(costs_of);
     }
@@ -99,6 +101,11 @@ pub(super) fn reach(_: &Context<'_>) -> TestResult {
         ),
     }
     Ok(())
+}
+
+/// Whether the event counter, where it counts cycles, has counted what the cycle counter has: so events are believed.
+fn counts_alike(cycles: Counts) -> bool {
+    cycles.events.is_none_or(|events| u64::from(events).abs_diff(cycles.cycles) <= cycles.cycles / 8)
 }
 
 /// An address space, loaded, and the one folio that is mapped in it.
@@ -159,20 +166,22 @@ impl Space {
         }
     }
 
+    /// Counts cycles and this event of [`LOADS`] loads from so many bytes, after a round through them.
+    fn count(&self, pmu: &Pmu, event: u16, size: u64) -> Counts {
+        let pages = size / PAGE;
+        // SAFETY: all pages are mapped, readable as EL0 reads, and zeroes.
+        let load = |loads| unsafe { chain(BASE, pages - 1, loads) };
+        daif::masked(|| {
+            load(pages);
+            pmu.count(event, || load(LOADS)).0
+        })
+    }
+
     /// The cost of a load for each size. Interrupts come between two measurements.
     fn measure(&self, pmu: &Pmu) -> Vec<Cost> {
-        let measure = |size| {
-            let pages = size / PAGE;
-            daif::masked(|| {
-                // SAFETY: all pages are mapped, readable as EL0 reads; a measurement begins with what one round left.
-                let load = |loads| unsafe { chain(BASE, pages - 1, loads) };
-                load(pages);
-                pmu.count(L1D_TLB_REFILL, || load(LOADS)).0
-            })
-        };
         sizes()
             .map(|size| {
-                let counts = (0..REPETITIONS).map(|_| measure(size));
+                let counts = (0..REPETITIONS).map(|_| self.count(pmu, L1D_TLB_REFILL, size));
                 Cost::of(counts.min_by_key(|counts| counts.cycles).expect("there are some"))
             })
             .collect()
