@@ -1,6 +1,6 @@
 //! TLB maintenance of one address space: which operations, how many, and in what order.
 //!
-//! Every function but [`flush_tables`] issues operations for leaf entries at level 3, with that level as a hint, for the
+//! Every function but `flush_tables` issues operations for leaf entries at level 3, with that level as a hint, for the
 //! ASID of the mm (every ASID for the kernel's). Descriptor stores come first: [`Mmu::publish`] is issued before the first
 //! operation (DDI 0487, D8.16, RDDMVT).
 
