@@ -76,23 +76,18 @@ firmware_command() {
 
 # pi_command: sets QEMU_COMMAND for a Raspberry Pi 4, whose first UART is the PL011 and second the mini-UART.
 pi_command() {
-    local files dtb=${opt_dtb:-$PI_FILES/$PI_DTB} line=$opt_args initrd=$opt_initrd word console=
+    local line=$opt_args word console=
     local -a serial=(-serial stdio -serial null)
-    if [[ -n $opt_sdcard ]]; then
-        files=$(card_files "$opt_sdcard")
-        dtb=$files/dtb line=$(<"$files/cmdline") initrd=
-        [[ ! -e $files/initrd ]] || initrd=$files/initrd
-    fi
     for word in $line; do
         [[ $word != console=tty@(AMA0|S0|S1)?(,*) ]] || console=${word#console=}
     done
-    # Its device tree says the mini-UART.
+    # Its device tree says the mini-UART. A card has its own line.
     [[ -n $console$opt_sdcard ]] || line="console=ttyAMA0${line:+ $line}"
     [[ $console != ttyS* ]] || serial=(-serial null -serial stdio)
     QEMU_COMMAND=("$QEMU" -machine raspi4b -display none -monitor none "${serial[@]}" -nic none
-        -semihosting-config "enable=on,target=native" -kernel "$opt_image" -dtb "$dtb")
+        -semihosting-config "enable=on,target=native" -kernel "$opt_image" -dtb "${opt_dtb:-$PI_FILES/$PI_DTB}")
     [[ -z $line ]] || QEMU_COMMAND+=(-append "$line")
-    [[ -z $initrd ]] || QEMU_COMMAND+=(-initrd "$initrd")
+    [[ -z $opt_initrd ]] || QEMU_COMMAND+=(-initrd "$opt_initrd")
     # shellcheck disable=SC2054 # commas are QEMU's
     [[ -z $opt_sdcard ]] || QEMU_COMMAND+=(-drive "file=${opt_sdcard//,/,,},format=raw,if=sd,snapshot=on")
     QEMU_COMMAND+=("${opt_qemu[@]}")

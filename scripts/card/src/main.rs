@@ -53,7 +53,7 @@ fn write(out: &str, firmware: &str, image: &str, cmdline: &str, initrd: Option<&
 }
 
 /// Writes what the firmware would start from `card` into `directory`: the files `kernel`, `dtb`, `cmdline`, and `initrd`
-/// where there is one.
+/// where there is one. One of another card is removed.
 fn read(card: &str, directory: &Path) -> Result<(), String> {
     let start = pleat_card::read(&load(Path::new(card))?).map_err(|error| format!("{card}: {error}"))?;
     fs::create_dir_all(directory).map_err(|error| format!("{}: {error}", directory.display()))?;
@@ -61,6 +61,10 @@ fn read(card: &str, directory: &Path) -> Result<(), String> {
     for (name, bytes) in files.into_iter().chain(start.initrd.as_ref().map(|initrd| ("initrd", initrd))) {
         let path = directory.join(name);
         fs::write(&path, bytes).map_err(|error| format!("{}: {error}", path.display()))?;
+    }
+    let initrd = directory.join("initrd");
+    if start.initrd.is_none() && initrd.exists() {
+        fs::remove_file(&initrd).map_err(|error| format!("{}: {error}", initrd.display()))?;
     }
     Ok(())
 }

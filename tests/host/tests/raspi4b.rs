@@ -7,7 +7,8 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-use pleat_host_tests::boot::{Boot, Outcome, Scratch, kernel_image, source_root};
+use pleat_host_tests::boot::{Boot, Outcome, Scratch, kernel_image, program, source_root};
+use pleat_host_tests::cpio::Cpio;
 use pleat_host_tests::suite::Machine;
 use pleat_host_tests::tree::Tree;
 
@@ -148,6 +149,26 @@ fn the_card_is_the_same_twice_and_boots() {
     let outcome = Boot::new().option("--machine", "raspi4b").option("--sdcard", &first).run();
     Machine::RASPBERRY_PI_4.is_whole(&outcome);
     assert!(bytes == fs::read(&first).expect("it was written"), "a boot changed the card");
+}
+
+/// What was taken off one card is not taken for another's.
+#[test]
+fn a_program_is_init_from_the_initrd_of_a_card() {
+    let scratch = Scratch::new();
+    let hello = fs::read(program("hello")).expect("it was built");
+    let initrd = scratch.write("initrd", &Cpio::new().program("sbin/first", &hello).bytes());
+    let card = scratch.path("card.img");
+    let boot = || Boot::new().option("--machine", "raspi4b").option("--sdcard", &card);
+    make(&card, &["--args", "init=/sbin/first", "--initrd", initrd.to_str().expect("ASCII")]);
+    let outcome = boot().run();
+    assert_eq!(outcome.status, Some(0), "{outcome}");
+    assert!(outcome.verdict().contains("PASSED: init ended with status 0"), "{outcome}");
+    assert_eq!(outcome.lines().filter(|&line| line == "hello, world").count(), 1, "{outcome}");
+
+    make(&card, &["--args", "init=/bin/hello"]);
+    let outcome = boot().run();
+    assert!(outcome.verdict().contains("PASSED: init ended with status 0"), "{outcome}");
+    assert!(!boot().flag("--print").run().console.contains("-initrd"), "that of the card before");
 }
 
 #[test]
