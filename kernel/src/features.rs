@@ -3,7 +3,7 @@
 use core::sync::atomic::{AtomicBool, Ordering};
 
 use arch::aarch64::task::UserFeatures;
-use arch::aarch64::{boot, hardware, icache, id, task};
+use arch::aarch64::{boot, hardware, icache, id, task, zero};
 use arch::features::CpuFeatures;
 use arch::mmu::Features;
 use log::info;
@@ -55,6 +55,7 @@ pub(crate) fn use_common() {
     unsafe {
         hardware::configure(common.ttl, features);
         icache::configure(common.caches);
+        zero::configure(common.mops);
     }
     user::asids();
     info!("MMU: {features:?}, level hints {}", common.ttl);

@@ -203,7 +203,11 @@ drop_to_el1:
 5:      mrs     x1, id_aa64mmfr1_el1
         ubfx    x1, x1, #40, #4
         cbz     x1, 6f
-        msr     S3_4_C1_C2_2, xzr               // HCRX_EL2
+        mrs     x1, S3_0_C0_C6_2                // ID_AA64ISAR2_EL1
+        tst     x1, #0xf0000                    // FEAT_MOPS: its instructions are UNDEFINED without MSCEn
+        cset    x1, ne
+        lsl     x1, x1, #11
+        msr     S3_4_C1_C2_2, x1                // HCRX_EL2
 6:
         mov_q   x1, 0x30d00800
         msr     sctlr_el1, x1

@@ -2,6 +2,7 @@
 
 pub mod barrier;
 pub mod boot;
+pub mod copy;
 pub mod daif;
 pub mod dcache;
 pub mod efi_call;
