@@ -99,7 +99,10 @@ impl<'m, G: GranuleType + Sync> Board<'m, G> {
     pub fn write_frame(&self, pfn: Pfn, offset: u64, from: &[u8]) {
         let mut pages = self.pages.lock().unwrap();
         if from.len() as u64 == G::GRANULE.page_size() {
-            pages.insert(pfn.get(), Bytes::of(0));
+            let others =
+                (0..).zip(from).filter(|(_, byte)| **byte != 0).map(|(at, &byte)| (at, byte)).collect();
+            pages.insert(pfn.get(), Bytes { base: 0, others });
+            return;
         }
         let bytes = pages.entry(pfn.get()).or_insert_with(|| Bytes::of(POISON));
         for (at, &byte) in (offset..).zip(from) {

@@ -25,7 +25,7 @@ use model::GranuleType;
 
 pub use board::Board;
 pub use op::{OP_BYTES, Op};
-pub use world::{World, with_world};
+pub use world::{World, with_memory, with_world};
 
 use crate::property::Setup;
 

@@ -167,19 +167,19 @@ impl Op {
             20 | 21 => Step::Advise { at, advice: MADV_DONTNEED },
             22 => Step::Advise { at, advice: MADV_FREE },
             23 => {
-                let advices = [MADV_COLD, MADV_POPULATE_READ, MADV_POPULATE_WRITE, MADV_WILLNEED];
-                Step::Advise { at, advice: advices[usize::from(x % 4)] }
+                let advices = [MADV_FREE, MADV_COLD, MADV_POPULATE_READ, MADV_POPULATE_WRITE, MADV_WILLNEED];
+                Step::Advise { at, advice: advices[usize::from(x % 5)] }
             }
             24..27 => Step::Fork { child: usize::from(x % 3) },
             27 => match x % 4 {
                 0 => Step::Exit,
-                1 => Step::Refold,
-                2 => Step::Reclaim { pages: y },
+                1 | 2 => Step::Refold,
                 _ => Step::Age,
             },
             28 => Step::Kernel { at, write: x % 2 != 0 },
             29 => Step::InCore { at },
-            _ => Step::Switch { none: x % 8 == 7 },
+            30 => Step::Switch { none: x % 8 == 7 },
+            _ => Step::Reclaim { pages: x },
         };
         Self {
             cpu: usize::from(who % 2),

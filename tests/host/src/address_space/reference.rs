@@ -7,7 +7,7 @@ use mm::Access;
 use mm::mman::*;
 
 /// What stands for the contents of a page: a number that is written in it. A page of zeroes has 0.
-pub type Token = u32;
+pub(super) type Token = u32;
 
 /// What is behind a page.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -24,7 +24,10 @@ impl<'m, G: GranuleType + Sync> World<'m, G> {
             Step::Protect { at, prot } => self.protect(process, &self.mapped_range(process, at), prot),
             Step::Remap { at, to, flags } => self.remap(process, self.mapped_range(process, at), to, flags),
             Step::Advise { at, advice } => self.advise(process, &self.mapped_range(process, at), advice),
-            Step::Fork { child } if child != process => self.fork(cpu, process, child),
+            Step::Fork { child } if child != process => {
+                let result = self.fork(cpu, process, child);
+                assert!(result.is_ok() || result == Err(Errno::ENOMEM) && self.is_short(), "{result:?}");
+            }
             Step::Fork { .. } => {}
             Step::Exit => self.exit(cpu, process),
             Step::Refold => {
@@ -206,16 +209,17 @@ impl<'m, G: GranuleType + Sync> World<'m, G> {
         assert_eq!(result, expected, "advice {advice} for {range:x?}");
     }
 
-    fn fork(&mut self, cpu: usize, parent: usize, child: usize) {
-        let Some(mm) = self.new_mm() else { return };
+    /// Begins a process as a copy of another.
+    ///
+    /// # Errors
+    /// What fork says.
+    pub fn fork(&mut self, cpu: usize, parent: usize, child: usize) -> Result<(), Errno> {
+        let mm = self.new_mm().ok_or(Errno::ENOMEM)?;
         let parent = &self.processes[parent];
-        match self.new_process(mm, |mm| parent.space.fork(mm)) {
-            Ok(mut new) => {
-                new.reference = parent.reference.clone();
-                self.replace(cpu, child, new);
-            }
-            Err(errno) => assert!(errno == Errno::ENOMEM && self.is_short(), "fork: {errno}"),
-        }
+        let mut new = self.new_process(mm, |mm| parent.space.fork(mm))?;
+        new.reference = parent.reference.clone();
+        self.replace(cpu, child, new);
+        Ok(())
     }
 
     fn kernel_writes(&mut self, process: usize, page: u64) {

@@ -1,4 +1,4 @@
-//! A machine with two CPUs, three processes, two files and little memory.
+//! A machine with two CPUs, three processes, three files and little memory.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -18,9 +18,9 @@ use super::reference::{Kind, Page, Reference, Token};
 use crate::property::Setup;
 
 /// CPUs of the machine.
-pub const CPUS: usize = 2;
+pub(super) const CPUS: usize = 2;
 /// Processes that are alive at a time.
-pub const PROCESSES: usize = 3;
+pub(super) const PROCESSES: usize = 3;
 /// Blocks of memory.
 const MEMORY: usize = 20;
 /// Tables that the machine has, ever.
@@ -61,7 +61,7 @@ pub struct World<'m, G: GranuleType> {
     /// The processes.
     pub processes: Vec<Process<'m, G>>,
     pub(super) loaded: [Option<usize>; CPUS],
-    /// Two files.
+    /// Three files, of which the last may not be written to.
     pub files: &'m [File<'m>],
     pub(super) file_tokens: Vec<Vec<Token>>,
     pub(super) objects: Vec<Object>,
@@ -96,13 +96,15 @@ pub fn with_memory<G: GranuleType + Sync>(
     let frames = FrameMap::new(&zones, Some(&board));
     frames.release(zones[0].range());
     let memory = Memory::new(&frames, &board, &board, G::GRANULE).expect("memory for zeroes");
-    // One that ends with a block, and one that does not.
-    let sizes = [2 * block, block + 3];
+    // One that ends with a block, one that does not, and one that may not be written to.
+    let sizes = [2 * block, block + 3, 1];
     let tokens = |(file, pages): (usize, usize)| -> Vec<Token> {
         (0..pages).map(|page| OF_FILES + (file * 0x1_0000 + page) as Token).collect()
     };
     let file_tokens: Vec<Vec<Token>> = sizes.into_iter().enumerate().map(tokens).collect();
-    let files: Vec<File<'_>> = file_tokens.iter().map(|tokens| file_of::<G>(&memory, tokens)).collect();
+    let mut files: Vec<File<'_>> = file_tokens.iter().map(|tokens| file_of::<G>(&memory, tokens)).collect();
+    let last = files.pop().map(File::read_only);
+    files.extend(last);
     let mut words = vec![0; AsidAllocator::<CPUS>::words(setup.asids)];
     let asids = AsidAllocator::<CPUS>::new(setup.asids, &mut words);
     let empty = machine.cpu(0).new_root();
@@ -211,7 +213,7 @@ impl<'m, G: GranuleType + Sync> World<'m, G> {
     }
 
     /// An mm for a new process, and its root table.
-    pub(super) fn new_mm(&self) -> Option<(Mm<'m, &'m Machine<G>>, TableFrame)> {
+    pub fn new_mm(&self) -> Option<(Mm<'m, &'m Machine<G>>, TableFrame)> {
         let root = self.board.new_root()?;
         Some((Mm::new_user(self.machine, root, self.frames), root))
     }
@@ -333,7 +335,8 @@ impl<'m, G: GranuleType + Sync> World<'m, G> {
         }
     }
 
-    pub(super) fn exit(&mut self, cpu: usize, process: usize) {
+    /// Ends a process, and begins an empty one.
+    pub fn exit(&mut self, cpu: usize, process: usize) {
         let Some(mm) = self.new_mm() else { return };
         let memory = self.memory;
         let new = self.new_process(mm, |mm| Ok(AddressSpace::new(mm, memory, ThpPolicy::Always)));
