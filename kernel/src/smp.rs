@@ -12,7 +12,7 @@ use kernel::platform::{Cpu, EnableMethod, MAX_CPUS, Platform};
 use mm::MapError;
 
 use crate::lock::IrqMutex;
-use crate::process::sched;
+use crate::process::{life, sched};
 use crate::{cpu, features, gic, psci, timer, vm};
 
 /// How long a CPU may take from its start until it is ready, in microseconds: long, since an emulator may be busy.
@@ -139,7 +139,8 @@ extern "C" fn pleat_secondary() -> ! {
         // pending, and WFI returns at once.
         daif::save_and_mask();
         let job = MAILBOXES[cpu::index()].lock().take();
-        if job.is_none() && !sched::run_next() {
+        let idle = job.is_none() && !sched::run_next();
+        if idle {
             sched::wait();
         }
         // SAFETY: no lock is held; vectors and interrupt controller are set up.
@@ -148,6 +149,8 @@ extern "C" fn pleat_secondary() -> ! {
             // With its return the job is dropped: whoever waits for it may count on its memory being free.
             job();
             BUSY[cpu::index()].store(false, Ordering::Release);
+        } else if idle {
+            life::idle_pass();
         }
     }
 }

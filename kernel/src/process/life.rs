@@ -3,14 +3,15 @@
 use alloc::collections::BTreeMap;
 use alloc::sync::Arc;
 use core::ops::ControlFlow;
-use core::sync::atomic::Ordering;
+use core::sync::atomic::{AtomicI32, Ordering};
 
 use arch::aarch64::task::FpState;
 use arch::aarch64::trap::TrapFrame;
+use log::debug;
 use mm::Errno;
 use spin::{Mutex, MutexGuard};
 
-use super::space::Space;
+use super::space::{self, Space};
 use super::{Begin, Pid, Signal, Status, TASKS, Task, sched, uaccess};
 use crate::{features, heap};
 
@@ -85,9 +86,28 @@ pub(crate) fn take_all() -> Option<Status> {
     processes.get(&INIT).and_then(|init| *init.status.lock())
 }
 
-/// Whether a task is left whose memory was not given back.
+/// Whether a task or an address space is left whose memory was not given back.
 pub(crate) fn any_left() -> bool {
-    TASKS.load(Ordering::Acquire) != 0
+    TASKS.load(Ordering::Acquire) != 0 || space::any_left()
+}
+
+/// What a CPU does that has nothing else to do: folds what blocks of one process qualify, of another one each time.
+pub(crate) fn idle_pass() {
+    static LAST: AtomicI32 = AtomicI32::new(0);
+    // Who has the lock has something to do.
+    let Some(table) = TABLE.try_lock() else { return };
+    let last = LAST.load(Ordering::Relaxed);
+    let mut later = table.processes.range(last.saturating_add(1)..);
+    let Some((&pid, task)) = later.next().or_else(|| table.processes.first_key_value()) else { return };
+    LAST.store(pid, Ordering::Relaxed);
+    let space = task.space();
+    drop(table);
+    if let Some(space) = space {
+        let folded = space.refold_pass();
+        if folded > 0 {
+            debug!("pid {pid}: {folded} blocks were folded while the CPU had nothing to do");
+        }
+    }
 }
 
 /// Flags of `clone` (include/uapi/linux/sched.h in Linux).

@@ -23,9 +23,9 @@ use arch::aarch64::daif;
 use arch::aarch64::task::{self, Context};
 use kernel::platform::MAX_CPUS;
 
-use super::Task;
 use super::space::Space;
 use super::stack::MAX_TASKS;
+use super::{Task, life};
 use crate::lock::IrqMutex;
 use crate::user::Loaded;
 use crate::{cpu, features, smp, timer};
@@ -241,10 +241,15 @@ pub(crate) fn wait() {
 /// Runs tasks on this CPU, from its own context, until `done`. That is looked at after each slice and each interrupt.
 pub(crate) fn run_until(done: impl Fn() -> bool) {
     while !done() {
-        daif::masked(|| {
-            if !run_next() {
+        let ran = daif::masked(|| {
+            let ran = run_next();
+            if !ran {
                 wait();
             }
+            ran
         });
+        if !ran {
+            life::idle_pass();
+        }
     }
 }

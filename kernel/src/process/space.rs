@@ -3,6 +3,7 @@
 use alloc::vec::Vec;
 use core::ops::Deref;
 use core::ptr;
+use core::sync::atomic::{AtomicUsize, Ordering};
 
 use arch::aarch64::hardware::{Hardware, LinearMap, linear};
 use arch::{PhysAddr, TableFrame};
@@ -38,7 +39,31 @@ pub(crate) fn memory() -> &'static Memory<'static> {
 }
 
 /// An address space. Its ASID is given back when nobody has it any more.
-pub(crate) struct Space(AddressSpace<'static, Hardware<LinearMap>>);
+pub(crate) struct Space(AddressSpace<'static, Hardware<LinearMap>>, Counted);
+
+/// Address spaces whose memory is not given back yet.
+static SPACES: AtomicUsize = AtomicUsize::new(0);
+
+/// Counts an address space; dropped after it.
+struct Counted;
+
+impl Counted {
+    fn new() -> Self {
+        SPACES.fetch_add(1, Ordering::Relaxed);
+        Self
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        SPACES.fetch_sub(1, Ordering::Release);
+    }
+}
+
+/// Whether there is any address space.
+pub(crate) fn any_left() -> bool {
+    SPACES.load(Ordering::Acquire) != 0
+}
 
 impl Space {
     /// One in which nothing is mapped.
@@ -47,7 +72,7 @@ impl Space {
     /// [`Errno::ENOMEM`]
     pub(crate) fn new() -> Result<Self, Errno> {
         let policy = *POLICY.get().expect("processes begin after their memory is prepared");
-        Ok(Self(AddressSpace::new(empty()?, memory(), policy)))
+        Ok(Self(AddressSpace::new(empty()?, memory(), policy), Counted::new()))
     }
 
     /// A child's.
@@ -55,7 +80,7 @@ impl Space {
     /// # Errors
     /// [`Errno::ENOMEM`]
     pub(crate) fn fork(&self) -> Result<Self, Errno> {
-        Ok(Self(self.0.fork(empty()?)?))
+        Ok(Self(self.0.fork(empty()?)?, Counted::new()))
     }
 }
 

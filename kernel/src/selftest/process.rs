@@ -6,6 +6,7 @@ use alloc::vec::Vec;
 use arch::VirtAddr;
 use arch::aarch64::probe;
 use mm::Errno;
+use mm::frame::{Folio, MAX_ORDER};
 use mm::mman::{MAP_ANONYMOUS, MAP_PRIVATE, PROT_READ, PROT_WRITE};
 
 use super::harness::{Context, TestResult, Unmet, check};
@@ -13,10 +14,10 @@ use super::mapping;
 use crate::console::println;
 use crate::process::space::Space;
 use crate::process::trap::Faults;
-use crate::process::{Status, init, stack};
+use crate::process::{Status, init, life, stack};
 use crate::user::Loaded;
 use crate::vm::{self, PAGE};
-use crate::{cpu, features};
+use crate::{cpu, features, heap, memory};
 
 /// Runs a program, which must exit with 0.
 fn runs(name: &str, arguments: &[&str]) -> TestResult {
@@ -109,4 +110,42 @@ pub(crate) fn kernel_stacks_have_guards(context: &Context<'_>) -> TestResult {
     }
     mapping::no_leaf_is_writable_and_executable(context)?;
     mapping::nothing_but_what_is_needed(context)
+}
+
+/// A program that forks and runs another one, with so little memory that it runs out at one step after another: it succeeds,
+/// or gets an error, or is killed; and whatever it had is given back. By a machine with little memory, since all of it is taken.
+pub(crate) fn memory_is_short(_: &Context<'_>) -> TestResult {
+    const FRAMES: usize = 160;
+    let frames = memory::frames();
+    // The heap keeps what it has.
+    let available = || frames.free_frames() + heap::frames() + memory::allocated_for_good();
+    // One run with all the memory that it wants, so that what the kernel keeps is there.
+    runs("short", &[])?;
+    let mut hog: Vec<Folio<'static>> = Vec::with_capacity(4096);
+    let mut single: Vec<Folio<'static>> = Vec::with_capacity(FRAMES);
+    check!(life::expect_headroom().is_ok(), "there is little memory already");
+    single.extend((0..FRAMES).map(|_| frames.alloc(0).expect("memory")));
+    for order in (0..=MAX_ORDER).rev() {
+        while let Ok(folio) = frames.alloc(order) {
+            check!(hog.len() < hog.capacity(), "memory is in too many pieces");
+            hog.push(folio);
+        }
+    }
+    let (mut succeeded, mut refused, mut killed) = (0, 0, 0);
+    while let Some(frame) = single.pop() {
+        drop(frame);
+        let before = available();
+        let result = init::run(b"/bin/short", &[b"short".to_vec()], &[]);
+        match result {
+            Ok(Status::Exited(0)) => succeeded += 1,
+            Ok(Status::Killed(9)) => killed += 1,
+            Ok(Status::Exited(12)) | Err(Errno::ENOMEM | Errno::EAGAIN) => refused += 1,
+            other => check!(false, "with {before} frames: {other:?}"),
+        }
+        let after = available();
+        check!(after == before, "{before} frames, {after} after {result:?}");
+    }
+    println!("# {refused} times refused, {killed} times killed, {succeeded} times run to its end");
+    check!(refused > 0 && killed > 0 && succeeded > 0, "not every end was met");
+    Ok(())
 }

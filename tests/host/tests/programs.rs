@@ -94,6 +94,19 @@ fn memory_that_is_all_used_kills_who_asked() {
     assert!(outcome.console.contains("out of memory"), "{outcome}");
 }
 
+/// Memory runs out at one step after another.
+#[test]
+fn memory_that_is_short_at_every_step() {
+    for cpu in ["max", "cortex-a72"] {
+        let outcome = boot("selftest=process.memory_is_short_on_request loglevel=error")
+            .option("--memory", "64M")
+            .option("--cpu", cpu)
+            .option("--smp", "2")
+            .run();
+        assert_eq!(outcome.passed().names(), ["process.memory_is_short_on_request"]);
+    }
+}
+
 fn refused(initrd: &[u8], args: &str, why: &str) {
     let scratch = Scratch::new();
     let outcome = boot(args).option("--initrd", scratch.write("initrd", initrd)).run();
