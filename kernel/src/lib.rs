@@ -7,6 +7,7 @@
 //!                                                         ├─▶ memblock::MemBlock ──▶ linear map, frames
 //! Image, blob, initrd: where they are ────────────────────┘
 //!                                                         └─▶ console, interrupt controller, timer, CPUs
+//! initial RAM disk ──▶ cpio::Archive ──▶ program::Program, initial_stack::InitialStack ──▶ processes
 //! ```
 //!
 //! The binary half (`main.rs` and the modules that it names) is built for `aarch64-unknown-none-softfloat` only.

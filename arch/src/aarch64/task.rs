@@ -113,8 +113,9 @@ pub struct UserFeatures {
     pub e0pd: bool,
 }
 
-/// Sets this CPU up for EL0, as Linux does (DDI 0487, D24.2, SCTLR_EL1, CPACR_EL1, CNTKCTL_EL1, TCR_EL1): FP and SIMD,
-/// DC ZVA, cache maintenance by address, CTR_EL0, WFE and the virtual counter are allowed, a misaligned SP faults.
+/// Sets this CPU up for EL0, as Linux does (DDI 0487, D24.2, SCTLR_EL1, CPACR_EL1, CNTKCTL_EL1, TCR_EL1, PMUSERENR_EL0): FP
+/// and SIMD, DC ZVA, cache maintenance by address, CTR_EL0, WFE and the virtual counter are allowed, performance counters are
+/// not, a misaligned SP faults.
 ///
 /// # Safety
 /// The CPU must have these features. Nothing that is under way may access memory that EL0 may access but by
@@ -142,6 +143,12 @@ pub unsafe fn allow_user(features: UserFeatures) {
             timer = in(reg) EL0VCTEN,
             options(nostack, preserves_flags)
         );
+        // ID_AA64DFR0_EL1.PMUVer: 0 and 0b1111 mean that there is no PMUv3.
+        let dfr0: u64;
+        asm!("mrs {}, id_aa64dfr0_el1", out(reg) dfr0, options(nomem, nostack, preserves_flags));
+        if !matches!(dfr0 >> 8 & 0xf, 0 | 0xf) {
+            asm!("msr pmuserenr_el0, xzr", options(nostack, preserves_flags));
+        }
         if features.fp_simd {
             asm!("msr cpacr_el1, {}", in(reg) FPEN, options(nostack, preserves_flags));
         }

@@ -9,7 +9,7 @@ use arch::aarch64::task::{self, FpState};
 use arch::aarch64::trap::TrapFrame;
 use kernel::initial_stack::{InitialStack, MAX_ARGUMENTS, MAX_STRING};
 use kernel::program::{Permissions, Program, ProgramError, Segment};
-use log::{info, warn};
+use log::info;
 use mm::mman::{
     MAP_ANONYMOUS, MAP_FIXED, MAP_FIXED_NOREPLACE, MAP_PRIVATE, PROT_EXEC, PROT_READ, PROT_WRITE,
 };
@@ -177,12 +177,4 @@ fn strings(task: &Arc<Task>, pointers: u64, budget: &mut usize) -> Result<String
         strings.push(string);
     }
     Ok(strings)
-}
-
-/// The image of the first process, for which an error is said.
-///
-/// # Errors
-/// As [`image`].
-pub(crate) fn first_image(path: &[u8], argv: &[Vec<u8>], envp: &[Vec<u8>]) -> Result<Image, Errno> {
-    image(path, argv, envp).inspect_err(|error| warn!("{} can't be run: {error}", path.escape_ascii()))
 }

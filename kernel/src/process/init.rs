@@ -40,7 +40,7 @@ pub(crate) fn prepare(platform: &Platform<'_>, arguments: &BootArgs<'_>) -> Resu
 /// # Errors
 /// As [`exec::image`].
 pub(crate) fn run(path: &[u8], argv: &[Vec<u8>], envp: &[Vec<u8>]) -> Result<Status, Errno> {
-    let image = exec::first_image(path, argv, envp)?;
+    let image = exec::image(path, argv, envp)?;
     let begin = Begin {
         pid: life::INIT,
         parent: 0,

@@ -85,7 +85,7 @@ pub(crate) fn current() -> Option<Arc<Task>> {
     // A task that is moved to another CPU in between would read what that one runs, which is itself; but not half way.
     daif::masked(|| {
         let task = CPUS[cpu::index()].current.load(Ordering::Relaxed);
-        // SAFETY: while it is the current one, this CPU holds a reference, which was made by `Arc::into_raw`'s like.
+        // SAFETY: while it is the current one, this CPU holds the `Arc` that the pointer is of.
         (!task.is_null()).then(|| unsafe {
             Arc::increment_strong_count(task);
             Arc::from_raw(task)
