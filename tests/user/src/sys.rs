@@ -199,3 +199,9 @@ pub fn sleep(nanoseconds: u64) {
     let time = [nanoseconds / 1_000_000_000, nanoseconds % 1_000_000_000];
     raw(nr::NANOSLEEP, &[time.as_ptr() as usize, 0]).expect("sleeping is not interrupted");
 }
+
+/// Whether the block that holds an address is folded: 1 or 0. Only the kernel's self-tests have this call.
+pub fn fold_state(at: usize) -> Result {
+    const FOLD_STATE: usize = 0xf01d;
+    raw(FOLD_STATE, &[at])
+}

@@ -9,12 +9,12 @@ use core::sync::atomic::{AtomicBool, Ordering};
 use user::println;
 use user::start::Environment;
 use user::sys::{
-    ANONYMOUS, READ, READ_WRITE, SHARED, exited, in_child, mmap, mprotect, munmap, nr, open, peek, poke, raw,
+    ANONYMOUS, READ, READ_WRITE, SHARED, exited, fold_state, in_child, mmap, mprotect, munmap, nr, open,
+    peek, poke, raw,
 };
 
 const PAGE: usize = 4096;
 const BLOCK: usize = 16 * PAGE;
-const FOLD_STATE: usize = 0xf01d;
 const MREMAP_MAYMOVE_FIXED: usize = 3;
 const MAP_PRIVATE: usize = 2;
 const MADV_DONTNEED: usize = 4;
@@ -28,7 +28,7 @@ static ASK: AtomicBool = AtomicBool::new(false);
 #[track_caller]
 fn state(at: usize, folded: bool, what: &str) {
     if ASK.load(Ordering::Relaxed) {
-        let found = raw(FOLD_STATE, &[at]).expect("the kernel's self-tests have this call");
+        let found = fold_state(at).expect("the kernel's self-tests have this call");
         assert_eq!(found == 1, folded, "{what}: folded is {}", found == 1);
     }
 }
