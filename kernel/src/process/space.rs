@@ -5,6 +5,7 @@ use core::ops::Deref;
 use core::ptr;
 use core::sync::atomic::{AtomicUsize, Ordering};
 
+use arch::aarch64::copy::copy;
 use arch::aarch64::hardware::{Hardware, LinearMap, linear};
 use arch::{PhysAddr, TableFrame};
 use kernel::platform::PhysRange;
@@ -141,8 +142,8 @@ impl PhysMem for Contents {
 
     fn copy(&self, from: (&Folio<'_>, u64), to: (&Folio<'_>, u64), bytes: u64) {
         let (from, to) = (place(from.0, from.1, bytes), place(to.0, to.1, bytes));
-        // SAFETY: both are inside of their folios, and no reference refers to them.
-        unsafe { ptr::copy(from, to, bytes as usize) };
+        // SAFETY: both are inside of their folios, which are not the same, and no reference refers to them.
+        unsafe { copy(to, from, bytes as usize) };
     }
 
     fn read(&self, folio: &Folio<'_>, offset: u64, into: &mut [u8]) {
