@@ -14,7 +14,7 @@ use proptest::test_runner::TestRunner;
 /// Operations of the everyday run.
 const OPERATIONS: u64 = 10_000;
 /// The longest sequence.
-const LENGTH: usize = 100;
+const LENGTH: usize = 200;
 
 /// At least this share of the operations, in sequences.
 fn judge<G: GranuleType + Sync>(name: &'static str, percent: u64) {

@@ -108,15 +108,20 @@ impl<G: GranuleType + Sync> World<'_, G> {
     /// Where it should not.
     pub(super) fn saw(&mut self, process: usize, page: u64, token: u32) {
         let meant = self.processes[process].reference.get(page).expect("a page that is mapped");
-        match meant.kind {
-            Kind::Anonymous { free: true, .. } if token == 0 => {
-                let kind = Kind::Anonymous { token: 0, free: false };
-                self.processes[process].reference.pages.get_mut(&page).expect("as before").kind = kind;
+        let seen = match meant.kind {
+            Kind::Anonymous { free: true, .. } if token == 0 => Kind::Anonymous { token: 0, free: false },
+            // It was copied, with the block that it is in, before the file was written: whether a private mapping sees that
+            // is not specified.
+            Kind::Private { file, page, copy: None } if self.file_history.contains(&(file, page, token)) => {
+                Kind::Private { file, page, copy: Some(token) }
             }
-            _ => {
-                assert_eq!(token, self.meant(meant), "page {page:#x} of {process}, {meant:?}, holds another")
+            kind => {
+                let meant_token = self.meant(meant);
+                assert_eq!(token, meant_token, "page {page:#x} of {process}, {meant:?}, holds another");
+                kind
             }
-        }
+        };
+        self.processes[process].reference.pages.get_mut(&page).expect("as before").kind = seen;
     }
 
     /// What the access changes in memory.

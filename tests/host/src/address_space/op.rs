@@ -89,7 +89,7 @@ pub enum Step {
     Reclaim { pages: u8 },
     /// Makes everything old.
     Age,
-    /// The kernel reads the memory, or writes to it.
+    /// The kernel reads all of the memory, or writes to each page.
     Kernel { at: Pages, write: bool },
     /// Asks what is in memory.
     InCore { at: Pages },
@@ -141,8 +141,9 @@ impl Op {
             _ => mm::Access::Execute,
         };
         let step = match kind % 32 {
-            0..9 => Step::Access { at, access, by: y },
-            9..14 => {
+            0..8 => Step::Access { at, access, by: y },
+            8..11 => Step::Kernel { at, write: x % 8 != 7 },
+            11..14 => {
                 let file = |shared| What::File { file: y % 2, block: y / 2, page: place(page), shared };
                 let what = match y % 8 {
                     0..4 => What::Anonymous,
@@ -170,20 +171,22 @@ impl Op {
                 let advices = [MADV_FREE, MADV_COLD, MADV_POPULATE_READ, MADV_POPULATE_WRITE, MADV_WILLNEED];
                 Step::Advise { at, advice: advices[usize::from(x % 5)] }
             }
-            24..27 => Step::Fork { child: usize::from(x % 3) },
+            24 => Step::Fork { child: usize::from(x % 3) },
+            25 if x < 0x60 => Step::Exit,
+            25 | 26 => Step::Kernel { at, write: true },
             27 => match x % 4 {
                 0 => Step::Exit,
                 1 | 2 => Step::Refold,
                 _ => Step::Age,
             },
-            28 => Step::Kernel { at, write: x % 2 != 0 },
-            29 => Step::InCore { at },
+            28 => Step::InCore { at },
+            29 => Step::Advise { at, advice: MADV_FREE },
             30 => Step::Switch { none: x % 8 == 7 },
             _ => Step::Reclaim { pages: x },
         };
         Self {
             cpu: usize::from(who % 2),
-            process: usize::from(who / 2 % 4).min(2),
+            process: [0, 0, 1, 2][usize::from(who / 2 % 4)],
             agent,
             fails: (fails >= 0xe0).then_some((fails % 16 % 6, fails % 2 != 0)),
             step,

@@ -37,8 +37,9 @@ impl<'m, G: GranuleType + Sync> World<'m, G> {
             Step::Reclaim { pages } => _ = self.processes[process].space.reclaim(u64::from(pages)),
             Step::Age => _ = self.processes[process].space.age(),
             Step::Kernel { at, write } => {
-                let page = self.mapped_range(process, at).start;
-                if write { self.kernel_writes(process, page) } else { self.kernel_reads(process, page) }
+                for page in self.mapped_range(process, at) {
+                    if write { self.kernel_writes(process, page) } else { self.kernel_reads(process, page) }
+                }
             }
             Step::InCore { at } => self.in_core(process, &self.mapped_range(process, at)),
             Step::Switch { none } => self.switch(cpu, (!none).then_some(process)),
@@ -233,7 +234,7 @@ impl<'m, G: GranuleType + Sync> World<'m, G> {
         }
     }
 
-    fn kernel_reads(&mut self, process: usize, page: u64) {
+    pub(super) fn kernel_reads(&mut self, process: usize, page: u64) {
         let mut bytes = [0; 4];
         let result = self.processes[process].space.read(Self::token_va(page), &mut bytes);
         match (result, self.expected(process, page, mm::Access::Read)) {

@@ -1,6 +1,6 @@
 //! A machine with two CPUs, three processes, three files and little memory.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
 use arch::granule::LAST_LEVEL;
@@ -21,8 +21,9 @@ use crate::property::Setup;
 pub(super) const CPUS: usize = 2;
 /// Processes that are alive at a time.
 pub(super) const PROCESSES: usize = 3;
-/// Blocks of memory.
-const MEMORY: usize = 20;
+/// Blocks of memory: more than all processes can use, or less.
+const ENOUGH: usize = 40;
+const LITTLE: usize = 16;
 /// Tables that the machine has, ever.
 const TABLE_FRAMES: usize = 1 << 14;
 /// Where in a page its token is.
@@ -64,6 +65,8 @@ pub struct World<'m, G: GranuleType> {
     /// Three files, of which the last may not be written to.
     pub files: &'m [File<'m>],
     pub(super) file_tokens: Vec<Vec<Token>>,
+    /// What was in a page of a file before.
+    pub(super) file_history: BTreeSet<(usize, u64, Token)>,
     pub(super) objects: Vec<Object>,
     /// The next token to be written.
     pub(super) next_token: Token,
@@ -75,7 +78,9 @@ pub struct World<'m, G: GranuleType> {
 /// # Panics
 /// Where something is not as it must be.
 pub fn with_world<G: GranuleType + Sync>(setup: Setup, act: impl FnOnce(&mut World<'_, G>)) {
-    with_memory::<G>(setup, MEMORY, ThpPolicy::Always, act);
+    // Where ASIDs are short, so is memory.
+    let blocks = if setup.asids < 16 { LITTLE } else { ENOUGH };
+    with_memory::<G>(setup, blocks, ThpPolicy::Always, act);
 }
 
 /// As [`with_world`], with so many blocks of memory.
@@ -123,6 +128,7 @@ pub fn with_memory<G: GranuleType + Sync>(
         loaded: [None; CPUS],
         files: &files,
         file_tokens,
+        file_history: BTreeSet::new(),
         objects: Vec::new(),
         next_token: 1,
         free_at_first: frames.free_frames(),
@@ -283,7 +289,10 @@ impl<'m, G: GranuleType + Sync> World<'m, G> {
         match &mut meant.kind {
             kind @ Kind::Anonymous { .. } => *kind = Kind::Anonymous { token: written, free: false },
             Kind::Private { copy, .. } => *copy = Some(written),
-            Kind::File { file, page } => self.file_tokens[*file][*page as usize] = written,
+            Kind::File { file, page } => {
+                let before = std::mem::replace(&mut self.file_tokens[*file][*page as usize], written);
+                self.file_history.insert((*file, *page, before));
+            }
             Kind::Shared { object, page } => {
                 self.objects[*object as usize].tokens.insert(*page, written);
             }
@@ -327,9 +336,11 @@ impl<'m, G: GranuleType + Sync> World<'m, G> {
         self.board.fail_no_more();
     }
 
-    /// Ends everything.
+    /// Ends everything, after it was read once more.
     pub fn end(&mut self) {
         for process in 0..PROCESSES {
+            let pages: Vec<u64> = self.processes[process].reference.pages.keys().copied().collect();
+            pages.into_iter().for_each(|page| self.kernel_reads(process, page));
             self.exit(0, process);
             self.check("the end of a process");
         }
