@@ -16,6 +16,9 @@ use model::mmu::Outcome;
 use super::access::model_access;
 use super::world::{CPUS, PROCESSES, World};
 
+/// For each frame, how often it is mapped, and by which process and page it may be written to as its own.
+type Frames = BTreeMap<u64, (u32, Option<(usize, u64)>)>;
+
 impl<G: GranuleType + Sync> World<'_, G> {
     /// Checks everything, after `what`.
     ///
@@ -53,8 +56,7 @@ impl<G: GranuleType + Sync> World<'_, G> {
 
     /// What is mapped is what is meant, and nobody else's where it must not be.
     fn check_mappings(&mut self) -> Result<(), String> {
-        // For each frame, how often it is mapped, and whether one may write to it as its own.
-        let mut frames: BTreeMap<u64, (u32, Option<(usize, u64)>)> = BTreeMap::new();
+        let mut frames = Frames::new();
         for process in 0..PROCESSES {
             let entries = self.entries(process);
             for (&page, &pte) in &entries {
@@ -96,7 +98,7 @@ impl<G: GranuleType + Sync> World<'_, G> {
     }
 
     /// Mappings are counted as they are: those that are valid, and those that are held for pages that may not be accessed.
-    fn check_counts(&self, frames: &BTreeMap<u64, (u32, Option<(usize, u64)>)>) -> Result<(), String> {
+    fn check_counts(&self, frames: &Frames) -> Result<(), String> {
         let held = self.processes.iter().any(|p| p.reference.pages.values().any(|page| page.prot == 0));
         let mut folios: BTreeMap<u64, u32> = BTreeMap::new();
         for (&pfn, &(count, _)) in frames {

@@ -69,7 +69,7 @@ pub struct Op {
 pub enum Step {
     /// An access by EL0, on the CPU that has the process loaded. Hardware updates the entry of page `by` of the block.
     Access { at: Pages, access: mm::Access, by: u8 },
-    /// Maps something, at a fixed address.
+    /// Maps something, at a fixed address; maybe populated at once, and written to where it may be.
     Map { at: Pages, what: What, prot: u64, populate: bool },
     /// Unmaps.
     Unmap { at: Pages },
@@ -151,7 +151,7 @@ impl Op {
                     5 | 6 => file(false),
                     _ => file(true),
                 };
-                Step::Map { at, what, prot: prot(x), populate: z % 4 == 3 }
+                Step::Map { at, what, prot: prot(x), populate: z % 2 != 0 }
             }
             14 => Step::Unmap { at },
             15..18 => Step::Protect { at, prot: prot(x) },

@@ -90,6 +90,9 @@ impl<'m, G: GranuleType + Sync> World<'m, G> {
             };
             self.processes[process].reference.pages.insert(range.start + i, Page { prot, kind });
         }
+        if populate != 0 {
+            range.for_each(|page| self.kernel_writes(process, page));
+        }
     }
 
     fn unmap(&mut self, process: usize, range: &Range<u64>) {
@@ -208,6 +211,14 @@ impl<'m, G: GranuleType + Sync> World<'m, G> {
             }
         }
         assert_eq!(result, expected, "advice {advice} for {range:x?}");
+        if advice == MADV_FREE && self.next_token % 4 != 0 {
+            // At once, so that nothing else changes it: what is near must not go with it.
+            self.processes[process].space.reclaim(u64::MAX);
+            let near = range.start - range.start % self.block()..range.end.next_multiple_of(self.block());
+            let mapped = |page: &u64| self.processes[process].reference.get(*page).is_some();
+            let pages: Vec<u64> = near.filter(mapped).collect();
+            pages.into_iter().for_each(|page| self.kernel_reads(process, page));
+        }
     }
 
     /// Begins a process as a copy of another.

@@ -128,7 +128,7 @@ mod inner {
         }
         // The rest of a page is not lost.
         let va = space.mmap(0, page + 1, RW, PRIVATE, None).unwrap();
-        assert_eq!(space.handle_fault(arch::VirtAddr::new(va + 2 * page - 1), Access::Write).is_ok(), true);
+        assert!(space.handle_fault(arch::VirtAddr::new(va + 2 * page - 1), Access::Write).is_ok());
     }
 
     pub(super) fn munmap_refuses<G: GranuleType + Sync>(world: &mut World<'_, G>) {
@@ -229,7 +229,7 @@ mod inner {
         assert_eq!(space.mremap(here, 2 * page, 2 * page, 0, 0), Ok(here));
         // It shrinks across mappings.
         assert_eq!(space.mremap(here, 3 * page, page, 0, 0), Ok(here));
-        assert_eq!(world.fault(0, 0, Access::Read).is_ok(), true);
+        assert!(world.fault(0, 0, Access::Read).is_ok());
         assert_eq!(world.fault(0, 1, Access::Read), Err(Fault::Segv { mapped: false }));
         assert_eq!(world.fault(0, 2, Access::Read), Err(Fault::Segv { mapped: false }));
     }
@@ -371,7 +371,7 @@ mod inner {
         let moved = space.mremap(last + page, page, page, MREMAP_MAYMOVE | MREMAP_FIXED, 1 << 35);
         assert_eq!(moved, Err(Errno::ENOMEM));
         // Nothing has changed, and what makes it fewer may be done.
-        assert_eq!(space.handle_fault(arch::VirtAddr::new(last + page), Access::Write).is_ok(), true);
+        assert!(space.handle_fault(arch::VirtAddr::new(last + page), Access::Write).is_ok());
         assert_eq!(space.mprotect(last, 3 * page, PROT_READ), Ok(()));
         assert_eq!(space.munmap(first, page), Ok(()));
         assert_eq!(space.mmap(first, page, RW, PRIVATE | MAP_FIXED, None), Ok(first));
