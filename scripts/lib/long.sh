@@ -12,6 +12,11 @@ check_property() {
     PLEAT_OPERATIONS=1000000 cargo_tests property host_cargo test --profile long -p pleat-host-tests --test property
 }
 
+check_address_spaces() {
+    PLEAT_OPERATIONS=200000 cargo_tests address-spaces \
+        host_cargo test --profile long -p pleat-host-tests --test address_space
+}
+
 # has_nightly CHECK COMPONENT...: a nightly Rust by rustup, with these components; else the check is skipped.
 has_nightly() {
     local name=$1 sysroot component absent=

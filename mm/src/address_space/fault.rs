@@ -1,6 +1,7 @@
 //! Faults: which folio comes where, and copy on write.
 
 use core::ops::Range;
+use core::sync::atomic::{Ordering, fence};
 
 use arch::{Mmu, PteValue, VirtAddr};
 
@@ -27,6 +28,12 @@ pub(super) fn permits(vma: &Vma<'_>, access: Access) -> bool {
         Access::Write => vma.prot.contains(Prot::WRITE),
         Access::Execute => vma.prot.contains(Prot::EXEC),
     }
+}
+
+/// What was written to a folio is visible to whoever finds an entry that leads to it: another CPU's walk takes no lock, and
+/// entries are stored without a barrier.
+fn contents_come_first() {
+    fence(Ordering::Release);
 }
 
 impl<'m, M: Mmu> AddressSpace<'m, M> {
@@ -206,6 +213,7 @@ impl<'m, M: Mmu> AddressSpace<'m, M> {
         }
         let prot = vma.prot.of_entry(true).expect("what faults may be accessed");
         let pte = PteValue::new_user(folio.head().addr(M::GRANULE), prot);
+        contents_come_first();
         // Of anonymous memory, only what was advised `MADV_FREE` is clean.
         set_ptes(guard, start, pte.mkdirty(), nr);
         Ok(())
@@ -262,6 +270,7 @@ impl<'m, M: Mmu> AddressSpace<'m, M> {
         };
         let writable = !vma.is_private();
         let prot = vma.prot.of_entry(writable).expect("what faults may be accessed");
+        contents_come_first();
         let mut start = range.start;
         while start < range.end {
             let first = guard.index(VirtAddr::new(start));

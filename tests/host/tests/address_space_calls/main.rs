@@ -4,6 +4,7 @@ mod errnos;
 mod faults;
 mod injection;
 mod sharing;
+mod threads;
 
 use arch::VirtAddr;
 use arch::features::{BbmLevel, Hafdbs};
