@@ -211,7 +211,7 @@ impl<'m, G: GranuleType + Sync> World<'m, G> {
             }
         }
         assert_eq!(result, expected, "advice {advice} for {range:x?}");
-        if advice == MADV_FREE && self.next_token % 4 != 0 {
+        if advice == MADV_FREE && !self.next_token.is_multiple_of(4) {
             // At once, so that nothing else changes it: what is near must not go with it.
             self.processes[process].space.reclaim(u64::MAX);
             let near = range.start - range.start % self.block()..range.end.next_multiple_of(self.block());
