@@ -4,6 +4,7 @@
 #![no_std]
 #![no_main]
 
+use core::arch::global_asm;
 use core::sync::atomic::{AtomicBool, Ordering};
 
 use user::println;
@@ -153,18 +154,40 @@ fn copies() {
     println!("fork and copy on write keep blocks");
 }
 
-/// The program's own file is smaller than a block, or its text at the begin of one.
+global_asm!(
+    // More than two blocks of text, in which one lies wholly.
+    ".global long_text",
+    "long_text:",
+    ".rept 160 * 1024 / 4",
+    "nop",
+    ".endr",
+    "ret",
+);
+
+unsafe extern "C" {
+    safe fn long_text();
+}
+
+/// The program's own text, and its file mapped once more.
 fn files(own: &[u8]) {
+    long_text();
+    let block = (long_text as *const () as usize).next_multiple_of(BLOCK);
+    state(block, true, "the program's text");
     let mut path = [0; 4096];
     path[..own.len()].copy_from_slice(own);
     let fd = open(&path[..own.len() + 1]).expect("the program's own file");
     let size = raw(nr::LSEEK, &[fd, 0, 2]).expect("lseek");
+    assert!(size > 2 * BLOCK);
     let around = mmap(4 * BLOCK, 0, ANONYMOUS).expect("room").next_multiple_of(BLOCK);
-    let at = raw(nr::MMAP, &[around, BLOCK, READ, MAP_PRIVATE | 0x10, fd, 0]).expect("mmap");
-    assert_eq!(peek(at), 0x7f);
-    // Only a file that fills the block can be one.
-    state(at, size > 15 * PAGE, "a file");
-    println!("a file is mapped as its folios allow");
+    let map = |prot| raw(nr::MMAP, &[around, 2 * BLOCK, prot, MAP_PRIVATE | 0x10, fd, 0]);
+    assert_eq!((map(READ), peek(around)), (Ok(around), 0x7f));
+    state(around, true, "a file");
+    assert_eq!((map(READ_WRITE), peek(around)), (Ok(around), 0x7f));
+    state(around, true, "a file that may be copied");
+    poke(around + PAGE, 1);
+    assert_eq!((peek(around), peek(around + PAGE)), (0x7f, 1));
+    state(around, true, "a write copies the block");
+    println!("files and the program's text are mapped in blocks");
 }
 
 #[unsafe(no_mangle)]
