@@ -6,8 +6,8 @@ use core::hint::black_box;
 use aarch64_cpu::registers::{
     CNTV_CVAL_EL0, CurrentEL, DAIF, MAIR_EL1, Readable, SCTLR_EL1, TCR_EL1, TTBR0_EL1, TTBR1_EL1, VBAR_EL1,
 };
-use arch::aarch64::daif;
 use arch::aarch64::hardware::linear;
+use arch::aarch64::{copy, daif, zero};
 use mm::frame::MAX_ORDER;
 
 use super::harness::{Context, TestResult, Unmet, check};
@@ -60,6 +60,33 @@ pub(crate) fn frames_scenarios(_: &Context<'_>) -> TestResult {
         scenario(memory::frames());
         let found = memory::frames().check();
         check!(found.is_ok(), "after {name}: {found:?}");
+    }
+    Ok(())
+}
+
+/// Memory is zeroed and copied as asked, and what is beside it stays, whatever the CPU does it by.
+pub(crate) fn zero_and_copy(_: &Context<'_>) -> TestResult {
+    let folio = memory::frames().alloc(2).expect("there is memory");
+    let start = linear(folio.head().addr(GRANULE)).get() as *mut u8;
+    let (size, from) = (2 * PAGE as usize, 2 * PAGE as usize);
+    let pattern = |i: usize| (i % 251) as u8 + 1;
+    for (offset, bytes) in [(0, size), (0, 0), (1, 1), (64, 128), (127, 4096), (5, 200), (128, 127)] {
+        // SAFETY: the frames were just allocated; so below.
+        (0..2 * size).for_each(|i| unsafe { start.add(i).write_volatile(pattern(i)) });
+        let read = |i: usize| unsafe { start.add(i).read_volatile() };
+        // SAFETY: inside of the first half, and from the second half to it.
+        unsafe { zero::zero(start.add(offset), bytes) };
+        let zeroed = (0..size)
+            .find(|i| read(*i) != if (offset..offset + bytes).contains(i) { 0 } else { pattern(*i) });
+        check!(zeroed.is_none(), "zeroing {bytes} bytes at {offset}: byte {zeroed:?} is wrong");
+        // SAFETY: as above.
+        unsafe { copy::copy(start.add(offset), start.add(from + 3 * (offset % 2)), bytes) };
+        let source = |i: usize| from + 3 * (offset % 2) + i - offset;
+        let copied = (0..size).find(|&i| {
+            let inside = (offset..offset + bytes).contains(&i);
+            read(i) != if inside { pattern(source(i)) } else { pattern(i) }
+        });
+        check!(copied.is_none(), "copying {bytes} bytes to {offset}: byte {copied:?} is wrong");
     }
     Ok(())
 }

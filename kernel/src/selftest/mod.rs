@@ -37,6 +37,7 @@ const TESTS: &[Test] = &[
     Test::new("frames.check", machine::frames_check),
     Test::new("frames.scenarios", machine::frames_scenarios),
     Test::new("frames.poison", machine::poison),
+    Test::new("frames.zero_and_copy", machine::zero_and_copy),
     Test::new("frames.two_cpus", machine::frames_two_cpus),
     Test::new("heap.grows", machine::heap_grows),
     Test::new("timer.tick_matches_counter", machine::tick_matches_counter),
