@@ -36,7 +36,8 @@ impl<'m, M: Mmu> AddressSpace<'m, M> {
     /// Maps `len` bytes, as `mmap` does, of `file` from an offset in bytes on if it is given. Returns where.
     ///
     /// Without an address, memory is placed so that its blocks can fold. What is mapped at a fixed address before is unmapped.
-    /// Bits of `prot` and `flags` that mean nothing here are ignored where Linux ignores them.
+    /// Bits of `prot` and `flags` that mean nothing here are ignored where Linux ignores them. The offset of an anonymous mapping
+    /// is not given; that it is a multiple of the page size too is the caller's to check.
     ///
     /// *Maintenance:* of what is unmapped: see [`Self::munmap`].
     ///

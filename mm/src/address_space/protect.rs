@@ -11,7 +11,7 @@ use crate::errno::Errno;
 use crate::guard::PteGuard;
 use crate::mman::*;
 use crate::pte::Pte;
-use crate::ptep::{get_and_clear_ptes, modify_prot_commit, modify_prot_start, set_ptes};
+use crate::ptep::{get_and_clear_ptes, modify_prot_commit, modify_prot_start, set_ptes, wrprotect_ptes};
 use crate::vma::Prot;
 
 /// What `mprotect` knows.
@@ -23,7 +23,8 @@ impl<'m, M: Mmu> AddressSpace<'m, M> {
     ///
     /// A page that is shared by copy on write becomes writable only when it is written to.
     ///
-    /// *Maintenance:* one flush for each batch of one folio, before its pages are valid again.
+    /// *Maintenance:* where only the permission to write is taken, one flush for each last-level table; else one for each batch
+    /// of one folio, before its pages are valid again.
     ///
     /// # Errors
     /// - `EINVAL`: `addr` is not a multiple of the page size, or `prot` has unknown bits.
@@ -98,7 +99,10 @@ impl<'m, M: Mmu> AddressSpace<'m, M> {
         if !pte.is_valid() {
             get_and_clear_ptes(guard, va, nr);
             set_ptes(guard, va, released(pte).with_prot(new), nr);
-        } else if pte.with_prot(new) != pte {
+        } else if pte.with_prot(new) == pte.wrprotect() {
+            // In place, and flushed with all of the table.
+            wrprotect_ptes(guard, va, nr);
+        } else {
             let old = modify_prot_start(guard, va, nr);
             modify_prot_commit(guard, va, old.with_prot(new), nr);
         }

@@ -42,14 +42,3 @@ pub fn run<G: GranuleType + Sync>(setup: Setup, ops: &[Op]) {
         world.end();
     });
 }
-
-/// The same for what a fuzzer makes: a byte for the [`Setup`], then [`OP_BYTES`] for each operation. What is left over is
-/// nothing.
-///
-/// # Panics
-/// As [`run`].
-pub fn run_bytes<G: GranuleType + Sync>(bytes: &[u8]) {
-    let Some((&setup, ops)) = bytes.split_first() else { return };
-    let ops: Vec<Op> = ops.as_chunks().0.iter().map(|&bytes| Op::decode(bytes)).collect();
-    run::<G>(Setup::decode(setup), &ops);
-}

@@ -162,6 +162,7 @@ impl<'m, G: GranuleType + Sync> World<'m, G> {
             let free = (moved..moved + new_len).all(|page| reference.get(page).is_none());
             assert!(free, "moved to {moved:#x}, which is in use");
             reference.move_pages(&kept, moved, new_len, keep);
+            self.expect_refolded(process, &(moved..moved + new_len));
         } else {
             let more = new_len - len;
             let last = reference.pages[&(kept.end - 1)];
@@ -171,7 +172,6 @@ impl<'m, G: GranuleType + Sync> World<'m, G> {
                 reference.pages.insert(kept.end + i, Page { kind, ..last });
             }
         }
-        self.expect_refolded(process, &(moved..moved + new_len));
     }
 
     fn advise(&mut self, process: usize, range: &Range<u64>, advice: i32) {

@@ -3,6 +3,7 @@
 mod errnos;
 mod faults;
 mod injection;
+mod maintenance;
 mod sharing;
 mod threads;
 
