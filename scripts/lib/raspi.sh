@@ -29,7 +29,7 @@ qemu_knows_pi() { "$QEMU" -machine help 2>/dev/null | grep -q '^raspi4b '; }
 
 # setup_pi: makes PI_FILES complete or ends the script.
 setup_pi() {
-    [[ ! -e $PI_FILES/packages ]] || return 0
+    ! pi_is_whole || return 0
     local work status given="give your own: --dtb FILE to scripts/run, --firmware-dir DIR to scripts/sdcard"
     { have apt-get && have dpkg-deb; } ||
         setup_error "the Raspberry Pi's firmware and device tree come from Debian's archive by apt-get, which is missing:" \
@@ -45,10 +45,14 @@ setup_pi() {
         setup_error "the Raspberry Pi's firmware and device tree could not be fetched from $PI_ARCHIVE: $given"
     fi
     # Of two at once the first one wins.
-    mv -T "$work/files" "$PI_FILES" 2>/dev/null || [[ -e $PI_FILES/packages ]] ||
+    pi_is_whole || rm -rf "$PI_FILES"
+    mv -T "$work/files" "$PI_FILES" 2>/dev/null || pi_is_whole ||
         setup_error "$PI_FILES can't be written"
     rm -rf "$work"
 }
+
+# What an older version of this script has fetched is without the text of the GPL, which is that of the last package.
+pi_is_whole() { grep -qs ' base-files_' "$PI_FILES/packages"; }
 
 # fetch_pi DIRECTORY: leaves DIRECTORY/files as PI_FILES is to be. False where that fails.
 fetch_pi() (
@@ -76,14 +80,16 @@ END
     # The package of the newest kernel is empty, and depends on the one that has it.
     linux=$(apt-cache show linux-image-arm64 | sed -n 's/^Depends: \(linux-image-[^ ]*\).*/\1/p' | head -n 1)
     [[ -n $linux ]]
-    (cd debs && apt-get -qq download raspi-firmware "$linux" >&2)
+    (cd debs && apt-get -qq download raspi-firmware "$linux" base-files >&2)
 
     unpack debs/raspi-firmware_* './usr/lib/raspi-firmware/*4.*' ./usr/share/doc/raspi-firmware/copyright
     mv usr/lib/raspi-firmware/start4.elf usr/lib/raspi-firmware/fixup4.dat files
     mv usr/share/doc/raspi-firmware/copyright files/LICENCE.broadcom
     unpack debs/linux-image-* "./usr/lib/linux-image-*/broadcom/$PI_DTB" './usr/share/doc/linux-image-*/copyright'
     mv usr/lib/linux-image-*/broadcom/"$PI_DTB" files
-    mv usr/share/doc/linux-image-*/copyright files/COPYING.linux
+    # Which refers to the licence where every Debian has it.
+    unpack debs/base-files_* ./usr/share/common-licenses/GPL-2
+    cat usr/share/doc/linux-image-*/copyright usr/share/common-licenses/GPL-2 >files/COPYING.linux
     (cd debs && sha256sum -- *.deb) >files/packages
 )
 

@@ -6,8 +6,10 @@
 //! sector 2048  FAT32   start4.elf fixup4.dat LICENCE.broadcom   the VideoCore's firmware
 //!                      config.txt                               what that is to start:
 //!                      kernel8.img cmdline.txt                  the arm64 Image and its boot arguments
+//!                      LICENSE-MIT LICENSE-APACHE               the licences of that Image: one of them
 //!                      bcm2711-rpi-4-b.dtb COPYING.linux        the device tree
 //!                      initramfs                                where there is one
+//!                      packages                                 where firmware and tree are from, if that is known
 //! ```
 #![forbid(unsafe_code)]
 
@@ -18,11 +20,20 @@ use fatfs::{Date, DateTime, FatType, FileSystem, FormatVolumeOptions, FsOptions,
 use kernel::dt::{self, DtError};
 use mbrman::{CHS, MBR, MBRPartitionEntry};
 
-/// What the firmware must come with: its two parts, their licence, and the device tree of the board. The names are those
-/// of the project that distributes it.
-pub const FIRMWARE: [&str; 4] = ["start4.elf", "fixup4.dat", "LICENCE.broadcom", TREE];
-/// The licence of the device tree, which is Linux's.
-pub const LICENCE_OF_TREE: &str = "COPYING.linux";
+/// What the firmware must come with: its two parts, their licence, the device tree of the board, and the licence of that,
+/// which is Linux's. The names are those of the project that distributes it.
+pub const FIRMWARE: [&str; 5] = [FIRMWARE_ELF, "fixup4.dat", "LICENCE.broadcom", TREE, LICENCE_OF_TREE];
+/// The packages that they were taken from, by name, version and checksum.
+pub const PACKAGES: &str = "packages";
+const FIRMWARE_ELF: &str = "start4.elf";
+const LICENCE_OF_TREE: &str = "COPYING.linux";
+/// What the text of the GNU General Public License begins with: a reference to it is not enough.
+const GPL: &[u8] = b"GNU GENERAL PUBLIC LICENSE";
+/// The licences of the kernel.
+const LICENCES: [(&str, &[u8]); 2] = [
+    ("LICENSE-MIT", include_bytes!("../../../LICENSE-MIT")),
+    ("LICENSE-APACHE", include_bytes!("../../../LICENSE-APACHE")),
+];
 const TREE: &str = "bcm2711-rpi-4-b.dtb";
 const KERNEL: &str = "kernel8.img";
 const CMDLINE: &str = "cmdline.txt";
@@ -44,8 +55,8 @@ const ID: [u8; 4] = *b"PLEA";
 pub struct Contents {
     /// The files of [`FIRMWARE`], in that order.
     pub firmware: Vec<Vec<u8>>,
-    /// [`LICENCE_OF_TREE`].
-    pub licence_of_tree: Option<Vec<u8>>,
+    /// [`PACKAGES`].
+    pub packages: Option<Vec<u8>>,
     /// The arm64 Image.
     pub kernel: Vec<u8>,
     /// The boot arguments, one line.
@@ -77,6 +88,8 @@ pub enum Error {
     NoImage,
     /// The file of the firmware with this name is not what it should be.
     NoFirmware(&'static str),
+    /// The licence with this name is without its text.
+    NoLicence(&'static str),
     /// The device tree can't be read.
     Tree(DtError),
     /// The boot arguments are more than a line.
@@ -99,6 +112,7 @@ impl fmt::Display for Error {
             Self::Empty => f.write_str("it is empty"),
             Self::NoImage => f.write_str("the kernel is no arm64 Image"),
             Self::NoFirmware(name) => write!(f, "the firmware's {name} is not what its name says"),
+            Self::NoLicence(name) => write!(f, "the firmware's {name} is without the text of the licence"),
             Self::Tree(error) => write!(f, "the device tree {TREE} can't be read: {error}"),
             Self::Lines => f.write_str("the boot arguments must be one line"),
             Self::TooLarge(bytes) => write!(f, "{bytes} bytes do not fit on a card of {} MiB", LARGEST >> 20),
@@ -146,7 +160,8 @@ pub fn write(contents: &Contents) -> Result<Vec<u8>, Error> {
     let mut files: Vec<(&str, &[u8])> =
         FIRMWARE.into_iter().zip(contents.firmware.iter().map(Vec::as_slice)).collect();
     files.extend([(CONFIG, config.as_bytes()), (CMDLINE, cmdline.as_bytes()), (KERNEL, &contents.kernel)]);
-    files.extend(contents.licence_of_tree.iter().map(|licence| (LICENCE_OF_TREE, licence.as_slice())));
+    files.extend(LICENCES);
+    files.extend(contents.packages.iter().map(|packages| (PACKAGES, packages.as_slice())));
     files.extend(contents.initrd.iter().map(|initrd| (INITRD, initrd.as_slice())));
 
     let needed: usize = files.iter().map(|(_, bytes)| bytes.len()).sum();
@@ -186,7 +201,10 @@ fn check(contents: &Contents) -> Result<(), Error> {
     for (name, bytes) in FIRMWARE.into_iter().zip(&contents.firmware) {
         match name {
             TREE => _ = dt::parse(bytes).map_err(Error::Tree)?,
-            "start4.elf" if !bytes.starts_with(b"\x7fELF") => return Err(Error::NoFirmware(name)),
+            FIRMWARE_ELF if !bytes.starts_with(b"\x7fELF") => return Err(Error::NoFirmware(name)),
+            LICENCE_OF_TREE if !bytes.windows(GPL.len()).any(|text| text == GPL) => {
+                return Err(Error::NoLicence(name));
+            }
             _ => {}
         }
     }
@@ -256,8 +274,9 @@ mod tests {
                 vec![1; 5436],
                 b"licence".to_vec(),
                 DTB.to_vec(),
+                [b"see:\n", GPL].concat(),
             ],
-            licence_of_tree: Some(b"another".to_vec()),
+            packages: None,
             kernel,
             cmdline: "console=ttyAMA0,115200 selftest=\"a b\"".to_owned(),
             initrd: None,
@@ -305,10 +324,16 @@ mod tests {
 
     #[test]
     fn licences_are_on_the_card() {
-        let names: Vec<_> = listed(&write(&contents()).unwrap()).into_iter().map(|(name, _)| name).collect();
+        let mut contents = contents();
+        let names = |contents: &Contents| {
+            let files = listed(&write(contents).unwrap());
+            files.into_iter().map(|(name, _)| name).collect::<Vec<_>>()
+        };
         let expected = [
             "COPYING.linux",
             "LICENCE.broadcom",
+            "LICENSE-APACHE",
+            "LICENSE-MIT",
             "bcm2711-rpi-4-b.dtb",
             "cmdline.txt",
             "config.txt",
@@ -316,7 +341,9 @@ mod tests {
             "kernel8.img",
             "start4.elf",
         ];
-        assert_eq!(names, expected);
+        assert_eq!(names(&contents), expected);
+        contents.packages = Some(b"raspi-firmware".to_vec());
+        assert!(names(&contents).contains(&"packages".to_owned()));
     }
 
     #[test]
@@ -340,6 +367,10 @@ mod tests {
         assert_eq!(refused(&|contents| contents.cmdline.push('\n')), "the boot arguments must be one line");
         let no_elf = refused(&|contents| contents.firmware[0] = b"<html>".to_vec());
         assert_eq!(no_elf, "the firmware's start4.elf is not what its name says");
+        let reference =
+            b"On Debian systems, /usr/share/common-licenses/GPL-2 has the GNU General Public License.";
+        let no_text = refused(&|contents| contents.firmware[4] = reference.to_vec());
+        assert_eq!(no_text, "the firmware's COPYING.linux is without the text of the licence");
         let cut = refused(&|contents| contents.firmware[3].truncate(DTB.len() - 1));
         let expected = format!(
             "the device tree bcm2711-rpi-4-b.dtb can't be read: truncated: {} of at least {} bytes",

@@ -36,8 +36,7 @@ fn write(out: &str, firmware: &str, image: &str, cmdline: &str, initrd: Option<&
             .iter()
             .map(|&name| load(&Path::new(firmware).join(name)))
             .collect::<Result<_, _>>()?,
-        // Beside the firmware's own, which is one of its files.
-        licence_of_tree: load_if_there(&Path::new(firmware).join(pleat_card::LICENCE_OF_TREE))?,
+        packages: load_if_there(&Path::new(firmware).join(pleat_card::PACKAGES))?,
         kernel: load(Path::new(image))?,
         cmdline: cmdline.to_owned(),
         initrd: initrd.map(|path| load(Path::new(path))).transpose()?,

@@ -21,6 +21,9 @@ fn files() -> PathBuf {
     kernel_image().parent().and_then(Path::parent).expect("it is two levels deep").join("raspi4b")
 }
 
+const FIRMWARE: [&str; 5] =
+    ["start4.elf", "fixup4.dat", "LICENCE.broadcom", "bcm2711-rpi-4-b.dtb", "COPYING.linux"];
+
 fn tree() -> Tree {
     Tree::load(&files().join("bcm2711-rpi-4-b.dtb"))
 }
@@ -117,6 +120,19 @@ fn a_release_address_must_be_memory() {
     );
 }
 
+/// Licences as they come, and not only what refers to them.
+#[test]
+fn what_was_fetched_has_its_licences() {
+    let text = |name: &str| fs::read_to_string(files().join(name)).expect("scripts/test has fetched it");
+    for part in ["GNU GENERAL PUBLIC LICENSE", "Version 2, June 1991", "END OF TERMS AND CONDITIONS"] {
+        assert!(text("COPYING.linux").contains(part), "no `{part}`");
+    }
+    assert!(text("LICENCE.broadcom").contains("Redistribution and use in binary form"));
+    for package in [" raspi-firmware_", " linux-image-", " base-files_"] {
+        assert!(text("packages").contains(package), "{package}");
+    }
+}
+
 /// Calls `scripts/sdcard`.
 fn sdcard(out: &Path, options: &[&str]) -> Output {
     let mut command = Command::new(source_root().join("scripts/sdcard"));
@@ -193,7 +209,7 @@ fn firmware_that_is_not_all_there() {
     let fresh = || {
         let _ = fs::remove_dir_all(&directory);
         fs::create_dir(&directory).expect("in the test's own directory");
-        for name in ["start4.elf", "fixup4.dat", "LICENCE.broadcom", "bcm2711-rpi-4-b.dtb"] {
+        for name in FIRMWARE {
             fs::copy(files().join(name), directory.join(name)).expect("scripts/test has fetched it");
         }
     };
@@ -210,7 +226,7 @@ fn firmware_that_is_not_all_there() {
     fresh();
     make(&card, &options);
     fs::remove_file(&card).expect("it was made");
-    for name in ["start4.elf", "fixup4.dat", "LICENCE.broadcom", "bcm2711-rpi-4-b.dtb"] {
+    for name in FIRMWARE {
         fresh();
         fs::remove_file(directory.join(name)).expect("it was copied");
         refused(&format!("{name}: No such file"));
