@@ -216,10 +216,8 @@ pub(crate) fn flush() {
     let Some(port) = PORT.get() else { return };
     // SAFETY: beside the console's, used to read the flags only.
     let uart = unsafe { port.driver() };
-    let mut spins = if STUCK.load(Ordering::Relaxed) { 0 } else { FULL_SPINS };
-    while uart.is_busy() && spins > 0 {
-        spins -= 1;
-        spin_loop();
+    if !STUCK.load(Ordering::Relaxed) {
+        port::wait_while(|| uart.is_busy());
     }
 }
 

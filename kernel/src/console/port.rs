@@ -1,6 +1,7 @@
 //! The UARTs that the console can be: a PL011 (DDI 0183), and the mini-UART of a Raspberry Pi (BCM2711 ARM Peripherals,
 //! chapter 2). Both only send.
 
+use core::hint::spin_loop;
 use core::ptr::NonNull;
 
 use arch::VirtAddr;
@@ -10,21 +11,24 @@ use kernel::platform::{self, PhysRange, UartKind};
 use safe_mmio::fields::{ReadPure, ReadPureWrite, WriteOnly};
 use safe_mmio::{UniqueMmioPointer, field, field_shared};
 
-use super::{Error, pins};
+use super::{Error, FULL_SPINS, pins};
 use crate::vm;
 
 /// What a UART is set to where firmware has left it alone: bits a second, without parity, one stop bit.
 const BAUD: u32 = 115_200;
 /// The clock of UART 0 in Hz, as the Raspberry Pi's firmware sets it (`init_uart_clock` in config.txt).
 const UART_0_CLOCK: u32 = 48_000_000;
-/// The clock of its mini-UART, which is that of the VideoCore: it is fixed only by `enable_uart=1` in config.txt, with which
-/// firmware sets the divisor itself.
+/// The clock of its mini-UART, which is that of the VideoCore: `core_freq` in config.txt, where `core_freq_min` is the same.
 const MINI_UART_CLOCK: u32 = 500_000_000;
 
-/// The registers of a PL011 that `arm-pl011-uart` writes only together with the baud rate.
+/// The registers of a PL011 that `arm-pl011-uart` writes only all together, and does not read.
 #[repr(C)]
 struct LineControl {
-    _reserved: [u32; 11],
+    _others: [u32; 9],
+    /// 0x024 UARTIBRD
+    ibrd: ReadPureWrite<u32>,
+    /// 0x028 UARTFBRD
+    _fbrd: u32,
     /// 0x02c UARTLCR_H
     lcr_h: ReadPureWrite<u32>,
     /// 0x030 UARTCR
@@ -109,11 +113,11 @@ impl Port {
         let port = Self { kind: uart.kind, base: map(uart)? };
         let pins = uart.pins.map(|registers| pins::Pins::map(registers, uart.kind)).transpose()?;
         // Where pins led elsewhere, so did the UART: a Raspberry Pi's firmware leaves UART 0 to Bluetooth.
-        let fresh = pins.as_ref().is_some_and(|pins| !pins.are_led());
+        let led = pins.as_ref().map(pins::Pins::are_led);
         // SAFETY: the caller, who opens it once, is the only one.
         match unsafe { port.driver() } {
-            Driver::Pl011(driver) => port.set_up_pl011(driver, fresh, uart.identified)?,
-            Driver::MiniUart(registers) => set_up_mini_uart(registers),
+            Driver::Pl011(driver) => port.set_up_pl011(driver, led, uart.identified)?,
+            Driver::MiniUart(registers) => set_up_mini_uart(registers, led),
         }
         // Last, so that the line is idle from the beginning.
         if let Some(mut pins) = pins {
@@ -135,22 +139,29 @@ impl Port {
         }
     }
 
-    /// `fresh`: nobody has set it up.
-    fn set_up_pl011(self, mut driver: Uart<'_>, fresh: bool, identified: bool) -> Result<(), Error> {
+    /// `led`: whether the pins lead here, on a Raspberry Pi, whose clock is known.
+    fn set_up_pl011(self, mut driver: Uart<'_>, led: Option<bool>, identified: bool) -> Result<(), Error> {
         let id = driver.read_identification();
         if !identified && !id.is_valid() {
             return Err(Error::NotPl011 { part: id.part_number, designer: id.designer });
         }
         driver.set_interrupt_masks(Interrupts::empty());
-        if fresh {
+        // SAFETY: the first registers of the block, under other names; where the driver is used again, these are not.
+        let mut line = unsafe { UniqueMmioPointer::new(self.base.cast::<LineControl>()) };
+        let cr = field!(line, cr).read();
+        let on = cr & CR_UARTEN != 0;
+        // Firmware may lead the pins and leave the UART as it was: off, or without a baud rate.
+        let set_up = on && field!(line, ibrd).read() != 0;
+        if led.is_some_and(|led| !led || !set_up) {
+            if on {
+                // What firmware has said is sent before the UART is off.
+                wait_while(|| driver.is_busy());
+            }
             let line =
                 LineConfig { data_bits: DataBits::Bits8, parity: Parity::None, stop_bits: StopBits::One };
             return driver.enable(line, BAUD, UART_0_CLOCK).map_err(|_| Error::Baud);
         }
-        // SAFETY: the first registers of the block, under other names, and the driver is not used any more.
-        let mut line = unsafe { UniqueMmioPointer::new(self.base.cast::<LineControl>()) };
-        let cr = field!(line, cr).read();
-        if cr & CR_UARTEN == 0 {
+        if !on {
             // The line control must not change while the UART is on.
             field!(line, lcr_h).write(LCR_H_8N1_FIFO);
         }
@@ -159,13 +170,22 @@ impl Port {
     }
 }
 
-fn set_up_mini_uart(mut registers: UniqueMmioPointer<'_, Auxiliaries>) {
+/// Waits for a UART, or for a bounded time.
+pub(super) fn wait_while(condition: impl Fn() -> bool) {
+    let mut spins = FULL_SPINS;
+    while condition() && spins > 0 {
+        spins -= 1;
+        spin_loop();
+    }
+}
+
+fn set_up_mini_uart(mut registers: UniqueMmioPointer<'_, Auxiliaries>, led: Option<bool>) {
     // The other registers read as zero, and are not written, until it is on.
     let enables = field!(registers, enables).read();
     field!(registers, enables).write(enables | ENABLES_MINI_UART);
     field!(registers, ier).write(0);
     let baud = field!(registers, baud).read();
-    if baud == 0 {
+    if baud == 0 || led == Some(false) {
         field!(registers, cntl).write(0);
         field!(registers, iir).write(IIR_CLEAR);
         field!(registers, baud).write(MINI_UART_CLOCK / (8 * BAUD) - 1);

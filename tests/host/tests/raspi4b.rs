@@ -70,6 +70,46 @@ fn the_mini_uart_is_a_console() {
     }
 }
 
+/// An Image of one page, in front of the kernel's, that leads GPIO 14 and 15 to UART 0 (ALT0 in GPFSEL1): a reset of QEMU's
+/// makes them inputs.
+fn with_pins_led() -> Vec<u8> {
+    let kernel = fs::read(kernel_image()).expect("it was built");
+    let mut page = vec![0; 4096];
+    let mut put = |offset: usize, bytes: &[u8]| page[offset..offset + bytes.len()].copy_from_slice(bytes);
+    // The kernel's header but for its jump and its size.
+    put(8, &kernel[8..64]);
+    let size = u64::from_le_bytes(kernel[16..24].try_into().expect("eight bytes"));
+    put(16, &(size + 4096).to_le_bytes());
+    let movz = |register: u32, upper: u32| 0xd2a0_0000 | upper << 5 | register;
+    let movk = |register: u32, lower: u32| 0xf280_0000 | lower << 5 | register;
+    let str_w_4 = 0xb900_0400 | 9 << 5 | 10;
+    let branch = |bytes: u32| 0x1400_0000 | bytes / 4;
+    put(0, &branch(64).to_le_bytes());
+    let code = [movz(9, 0xfe20), movz(10, 0x2), movk(10, 0x4000), str_w_4, branch(4096 - 80)];
+    for (index, word) in code.into_iter().enumerate() {
+        put(64 + 4 * index, &u32::to_le_bytes(word));
+    }
+    page.extend(kernel);
+    page
+}
+
+/// Firmware may lead the pins and leave the UART without a baud rate, as QEMU's is after a reset.
+#[test]
+fn pins_that_are_led_are_no_baud_rate() {
+    let scratch = Scratch::new();
+    let image = scratch.write("Image", &with_pins_led());
+    let outcome = Boot::new()
+        .option("--machine", "raspi4b")
+        .option("--image", image)
+        .option("--args", "selftest=boot.*")
+        .option("--qemu", "-trace pl011_baudrate_change")
+        .run();
+    outcome.passed();
+    // Behind that page; and 48 MHz / (16 * 115200) is 26 and 3/64.
+    assert!(outcome.console.contains("Image at 0x201000 to "), "{outcome}");
+    assert!(outcome.console.contains("ibrd: 26, fbrd: 3)"), "{outcome}");
+}
+
 /// As a board is: the instruction of semihosting is undefined, and no firmware can be called.
 #[test]
 fn the_end_on_a_board_is_no_fault() {
