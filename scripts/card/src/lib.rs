@@ -16,9 +16,13 @@
 use std::fmt;
 use std::io::{self, Cursor, Read, Write};
 
+use dtoolkit::fdt::Fdt;
+use dtoolkit::{FdtStringListIterator, Node, Property};
 use fatfs::{Date, DateTime, FatType, FileSystem, FormatVolumeOptions, FsOptions, Time, TimeProvider};
 use kernel::dt::{self, DtError};
 use mbrman::{CHS, MBR, MBRPartitionEntry};
+
+mod whole;
 
 /// What the firmware must come with: its two parts, their licence, the device tree of the board, and the licence of that,
 /// which is Linux's. The names are those of the project that distributes it.
@@ -35,6 +39,8 @@ const LICENCES: [(&str, &[u8]); 2] = [
     ("LICENSE-APACHE", include_bytes!("../../../LICENSE-APACHE")),
 ];
 const TREE: &str = "bcm2711-rpi-4-b.dtb";
+/// What the tree's root is compatible with.
+const MACHINE: &str = "brcm,bcm2711";
 const KERNEL: &str = "kernel8.img";
 const CMDLINE: &str = "cmdline.txt";
 const INITRD: &str = "initramfs";
@@ -43,11 +49,16 @@ const CONFIG: &str = "config.txt";
 const SECTOR: usize = 512;
 /// Where the partition begins, in sectors: 1 MiB, as partitioning tools have it.
 const FIRST_SECTOR: u32 = 2048;
+/// In sectors of a FAT32 volume, as it is formatted here.
+const BACKUP_BOOT_SECTOR: usize = 6;
+/// Offset of BPB_HiddSec in a boot sector.
+const HIDDEN_SECTORS: usize = 28;
 /// FAT32, addressed by sectors.
 const PARTITION_TYPE: u8 = 0x0c;
-/// Bytes of a card. Emulators want a power of two; this is the least with as many clusters as FAT32 has.
+/// The least bytes of a card: a power of two, as emulators want it, with as many clusters as FAT32 has.
 const SMALLEST: usize = 64 << 20;
-const LARGEST: usize = 2 << 30;
+/// The most.
+pub const LARGEST: usize = 2 << 30;
 /// Of the volume and of the disk.
 const ID: [u8; 4] = *b"PLEA";
 
@@ -90,8 +101,12 @@ pub enum Error {
     NoFirmware(&'static str),
     /// The licence with this name is without its text.
     NoLicence(&'static str),
+    /// The kernel is less than its headers say.
+    CutImage,
     /// The device tree can't be read.
     Tree(DtError),
+    /// It is that of another machine.
+    OtherMachine,
     /// The boot arguments are more than a line.
     Lines,
     /// All of it needs so many bytes.
@@ -111,6 +126,8 @@ impl fmt::Display for Error {
         match self {
             Self::Empty => f.write_str("it is empty"),
             Self::NoImage => f.write_str("the kernel is no arm64 Image"),
+            Self::CutImage => f.write_str("the kernel is less than its headers say"),
+            Self::OtherMachine => write!(f, "the device tree {TREE} is not that of a {MACHINE}"),
             Self::NoFirmware(name) => write!(f, "the firmware's {name} is not what its name says"),
             Self::NoLicence(name) => write!(f, "the firmware's {name} is without the text of the licence"),
             Self::Tree(error) => write!(f, "the device tree {TREE} can't be read: {error}"),
@@ -181,6 +198,11 @@ pub fn write(contents: &Contents) -> Result<Vec<u8>, Error> {
         .volume_id(u32::from_le_bytes(ID))
         .volume_label(*b"PLEAT      ");
     fatfs::format_volume(Cursor::new(&mut *partition), format)?;
+    // Which fatfs leaves out: the sectors before the volume, in its boot sector and the copy of that.
+    for boot_sector in [0, BACKUP_BOOT_SECTOR] {
+        let at = boot_sector * SECTOR + HIDDEN_SECTORS;
+        partition[at..at + 4].copy_from_slice(&FIRST_SECTOR.to_le_bytes());
+    }
     let volume = FileSystem::new(Cursor::new(partition), FsOptions::new().time_provider(&NoTime))?;
     for (name, bytes) in files {
         let mut file = volume.root_dir().create_file(name)?;
@@ -198,10 +220,13 @@ fn check(contents: &Contents) -> Result<(), Error> {
     if contents.kernel.get(56..60) != Some(b"ARM\x64") {
         return Err(Error::NoImage);
     }
+    if !whole::image(&contents.kernel) {
+        return Err(Error::CutImage);
+    }
     for (name, bytes) in FIRMWARE.into_iter().zip(&contents.firmware) {
         match name {
-            TREE => _ = dt::parse(bytes).map_err(Error::Tree)?,
-            FIRMWARE_ELF if !bytes.starts_with(b"\x7fELF") => return Err(Error::NoFirmware(name)),
+            TREE => check_tree(bytes)?,
+            FIRMWARE_ELF if !whole::elf(bytes) => return Err(Error::NoFirmware(name)),
             LICENCE_OF_TREE if !bytes.windows(GPL.len()).any(|text| text == GPL) => {
                 return Err(Error::NoLicence(name));
             }
@@ -209,6 +234,15 @@ fn check(contents: &Contents) -> Result<(), Error> {
         }
     }
     if contents.cmdline.contains(['\n', '\r', '\0']) { Err(Error::Lines) } else { Ok(()) }
+}
+
+fn check_tree(bytes: &[u8]) -> Result<(), Error> {
+    dt::parse(bytes).map_err(Error::Tree)?;
+    let root = Fdt::new_unchecked(bytes).root();
+    let compatible = root.property("compatible");
+    let mut names =
+        compatible.iter().filter_map(|list| list.value_as::<FdtStringListIterator<'_>>().ok()).flatten();
+    if names.any(|name| name == MACHINE) { Ok(()) } else { Err(Error::OtherMachine) }
 }
 
 fn write_partition_table(card: &mut [u8], sectors: u32) -> Result<(), mbrman::Error> {
@@ -251,9 +285,11 @@ pub fn read(card: &[u8]) -> Result<Start, Error> {
     let value = |key: &str| config.lines().find_map(|line| line.strip_prefix(key)).map(str::trim);
     let named = |key: &str| load(value(key).ok_or_else(|| Error::NotThere(format!("`{key}` in {CONFIG}")))?);
     let initrd = value("initramfs ").and_then(|words| words.split_whitespace().next());
+    let tree = named("device_tree=")?;
+    dt::parse(&tree).map_err(Error::Tree)?;
     Ok(Start {
         kernel: named("kernel=")?,
-        tree: named("device_tree=")?,
+        tree,
         cmdline: load(CMDLINE)?,
         initrd: initrd.map(load).transpose()?,
     })
@@ -266,18 +302,16 @@ mod tests {
     const DTB: &[u8] = include_bytes!("../../../kernel/tests/data/rpi4-model.dtb");
 
     fn contents() -> Contents {
-        let mut kernel = vec![0xa5; 700_001];
-        kernel[56..60].copy_from_slice(b"ARM\x64");
         Contents {
             firmware: vec![
-                b"\x7fELF and more".repeat(100_000),
+                whole::tests::an_elf(1_300_000),
                 vec![1; 5436],
                 b"licence".to_vec(),
                 DTB.to_vec(),
                 [b"see:\n", GPL].concat(),
             ],
             packages: None,
-            kernel,
+            kernel: whole::tests::an_image(700_001),
             cmdline: "console=ttyAMA0,115200 selftest=\"a b\"".to_owned(),
             initrd: None,
         }
@@ -346,6 +380,40 @@ mod tests {
         assert!(names(&contents).contains(&"packages".to_owned()));
     }
 
+    /// Where the kernel sets a baud rate, it is by these clocks.
+    #[test]
+    fn clocks_are_what_the_kernel_assumes() {
+        let driver = include_str!("../../../kernel/src/console/port.rs");
+        let config = include_str!("../config.txt");
+        for (constant, settings) in [
+            ("UART_0_CLOCK: u32 = 48_000_000;", &["init_uart_clock=48000000"][..]),
+            ("MINI_UART_CLOCK: u32 = 500_000_000;", &["core_freq=500", "core_freq_min=500"]),
+        ] {
+            assert!(driver.contains(constant), "{constant}");
+            for setting in settings {
+                assert!(config.lines().any(|line| line == *setting), "{setting}");
+            }
+        }
+    }
+
+    /// As fsck.fat and the firmware see it, which know of the partition table no more than this.
+    #[test]
+    fn the_volume_says_where_it_begins() {
+        let card = write(&contents()).unwrap();
+        let volume = &card[FIRST_SECTOR as usize * SECTOR..];
+        assert_eq!(volume[50..52], [6, 0], "the copy of the boot sector");
+        assert_eq!(volume[28..32], 2048_u32.to_le_bytes());
+        assert_eq!(volume[..SECTOR], volume[6 * SECTOR..7 * SECTOR]);
+    }
+
+    #[test]
+    fn a_tree_on_a_card_is_read_before_it_is_booted() {
+        let mut card = write(&contents()).unwrap();
+        let at = card.windows(64).position(|bytes| bytes == &DTB[..64]).unwrap();
+        card[at] = 0;
+        assert!(matches!(read(&card), Err(Error::Tree(_))));
+    }
+
     #[test]
     fn a_card_grows_by_powers_of_two() {
         let mut large = contents();
@@ -371,6 +439,16 @@ mod tests {
             b"On Debian systems, /usr/share/common-licenses/GPL-2 has the GNU General Public License.";
         let no_text = refused(&|contents| contents.firmware[4] = reference.to_vec());
         assert_eq!(no_text, "the firmware's COPYING.linux is without the text of the licence");
+        for size in [100, 700_000] {
+            let cut = refused(&|contents| contents.kernel.truncate(size));
+            assert_eq!(cut, "the kernel is less than its headers say");
+        }
+        for size in [51, 60, 5000, 1_299_999] {
+            assert_eq!(refused(&|contents| contents.firmware[0].truncate(size)), no_elf);
+        }
+        let other: &[u8] = include_bytes!("../../../kernel/tests/data/virt-gic2.dtb");
+        let other = refused(&|contents| contents.firmware[3] = other.to_vec());
+        assert_eq!(other, "the device tree bcm2711-rpi-4-b.dtb is not that of a brcm,bcm2711");
         let cut = refused(&|contents| contents.firmware[3].truncate(DTB.len() - 1));
         let expected = format!(
             "the device tree bcm2711-rpi-4-b.dtb can't be read: truncated: {} of at least {} bytes",

@@ -1,8 +1,13 @@
 //! The command behind `scripts/sdcard` and `scripts/run --sdcard`.
 
-use std::path::{Path, PathBuf};
+use std::ffi::{OsStr, OsString};
+use std::fmt::Display;
+use std::fs::Permissions;
+use std::io::{self, Write};
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
 use std::process::ExitCode;
-use std::{env, fs, io};
+use std::{env, fs};
 
 use pleat_card::{Contents, Error};
 
@@ -10,14 +15,13 @@ const USAGE: &str = "usage: pleat-card write OUT FIRMWARE-DIRECTORY IMAGE CMDLIN
        pleat-card read CARD DIRECTORY";
 
 fn main() -> ExitCode {
-    let arguments: Vec<String> = env::args().skip(1).collect();
-    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
-    let result = match *arguments {
-        ["write", out, firmware, image, cmdline] => write(out, firmware, image, cmdline, None),
-        ["write", out, firmware, image, cmdline, initrd] => {
-            write(out, firmware, image, cmdline, Some(initrd))
+    let arguments: Vec<OsString> = env::args_os().skip(1).collect();
+    let command = arguments.first().and_then(|command| command.to_str());
+    let result = match (command, arguments.get(1..).unwrap_or_default()) {
+        (Some("write"), [out, firmware, image, cmdline, initrd @ ..]) if initrd.len() <= 1 => {
+            write(out.as_ref(), firmware.as_ref(), image.as_ref(), cmdline, initrd.first().map(Path::new))
         }
-        ["read", card, directory] => read(card, Path::new(directory)),
+        (Some("read"), [card, directory]) => read(card.as_ref(), directory.as_ref()),
         _ => Err(USAGE.to_owned()),
     };
     match result {
@@ -30,31 +34,48 @@ fn main() -> ExitCode {
 }
 
 /// Writes a card to `out`, which appears whole or not at all.
-fn write(out: &str, firmware: &str, image: &str, cmdline: &str, initrd: Option<&str>) -> Result<(), String> {
+fn write(
+    out: &Path,
+    firmware: &Path,
+    image: &Path,
+    cmdline: &OsStr,
+    initrd: Option<&Path>,
+) -> Result<(), String> {
     let contents = Contents {
         firmware: pleat_card::FIRMWARE
             .iter()
-            .map(|&name| load(&Path::new(firmware).join(name)))
+            .map(|&name| load(&firmware.join(name)))
             .collect::<Result<_, _>>()?,
-        packages: load_if_there(&Path::new(firmware).join(pleat_card::PACKAGES))?,
-        kernel: load(Path::new(image))?,
-        cmdline: cmdline.to_owned(),
-        initrd: initrd.map(|path| load(Path::new(path))).transpose()?,
+        packages: load_if_there(&firmware.join(pleat_card::PACKAGES))?,
+        kernel: load(image)?,
+        cmdline: cmdline.to_str().ok_or("the boot arguments are not UTF-8")?.to_owned(),
+        initrd: initrd.map(load).transpose()?,
     };
     let card = pleat_card::write(&contents).map_err(|error| error.to_string())?;
-    let unfinished = PathBuf::from(format!("{out}.new"));
-    let written = fs::write(&unfinished, card).and_then(|()| fs::rename(&unfinished, out));
-    written.map_err(|error| {
-        // It may not even be there.
-        let _ = fs::remove_file(&unfinished);
-        format!("{out}: {error}")
-    })
+    // Not readable by its owner only, as temporary files are: the umask decides.
+    let mut unfinished = tempfile::Builder::new();
+    unfinished.permissions(Permissions::from_mode(0o666));
+    let directory = out.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let written = unfinished.tempfile_in(directory).and_then(|mut file| {
+        file.write_all(&card)?;
+        file.persist(out).map_err(io::Error::from)
+    });
+    written.map(drop).map_err(|error| format!("{}: {error}", out.display()))
 }
 
 /// Writes what the firmware would start from `card` into `directory`: the files `kernel`, `dtb`, `cmdline`, and `initrd`
 /// where there is one. One of another card is removed.
-fn read(card: &str, directory: &Path) -> Result<(), String> {
-    let start = pleat_card::read(&load(Path::new(card))?).map_err(|error| format!("{card}: {error}"))?;
+fn read(card: &Path, directory: &Path) -> Result<(), String> {
+    let of_card = |error: &dyn Display| format!("{}: {error}", card.display());
+    // Of a device, or of what has no end, not all is read into memory.
+    let metadata = fs::metadata(card).map_err(|error| of_card(&error))?;
+    if !metadata.is_file() {
+        return Err(of_card(&"it is no file"));
+    }
+    if metadata.len() > pleat_card::LARGEST as u64 {
+        return Err(of_card(&Error::NoPartition));
+    }
+    let start = pleat_card::read(&load(card)?).map_err(|error| of_card(&error))?;
     fs::create_dir_all(directory).map_err(|error| format!("{}: {error}", directory.display()))?;
     let files = [("kernel", &start.kernel), ("dtb", &start.tree), ("cmdline", &start.cmdline)];
     for (name, bytes) in files.into_iter().chain(start.initrd.as_ref().map(|initrd| ("initrd", initrd))) {
