@@ -73,6 +73,7 @@ pub(crate) fn zero_and_copy(_: &Context<'_>) -> TestResult {
     for (offset, bytes) in [(0, size), (0, 0), (1, 1), (64, 128), (127, 4096), (5, 200), (128, 127)] {
         // SAFETY: the frames were just allocated; so below.
         (0..2 * size).for_each(|i| unsafe { start.add(i).write_volatile(pattern(i)) });
+        // SAFETY: as above.
         let read = |i: usize| unsafe { start.add(i).read_volatile() };
         // SAFETY: inside of the first half, and from the second half to it.
         unsafe { zero::zero(start.add(offset), bytes) };
