@@ -30,9 +30,11 @@ impl<'m> File<'m> {
         let mut folios = Vec::new();
         let (mut page, mut rest) = (0, bytes);
         while page < pages {
-            // The smallest that holds the rest, if a block is not needed.
+            // The smallest that holds the rest, if a block is not needed; and none, after a smaller one, that no block of a
+            // mapping would be congruent with.
             let fitting = (pages - page).next_power_of_two().ilog2() as u8;
-            let largest = block_order(memory.granule()).min(fitting);
+            let aligned = page.trailing_zeros() as u8;
+            let largest = block_order(memory.granule()).min(fitting).min(aligned);
             let folio = (0..=largest).rev().find_map(|order| memory.frames().alloc(order).ok());
             let folio = folio.ok_or(Errno::ENOMEM)?;
             let size = folio.frames() * page_size;

@@ -267,12 +267,35 @@ impl<'m, M: Mmu> AddressSpace<'m, M> {
         young
     }
 
-    /// Folds every block that qualifies; how many it folded. For an idle CPU. A block of which a part was advised `MADV_FREE`
-    /// is as dirty as the rest of it then.
+    /// Folds every block that qualifies; how many it folded. For an idle CPU. Blocks of anonymous memory of which a part was
+    /// advised `MADV_FREE` are left alone: folded, all of it would be as dirty as the rest.
     ///
     /// *Maintenance:* one flush for each block that it folds, where the size may not change in place.
     pub fn refold_pass(&self) -> usize {
-        let _map = self.map.read();
-        self.refold(&(0..TASK_SIZE))
+        let map = self.map.read();
+        let mut folded = 0;
+        for vma in map.vmas.as_slice() {
+            let Ok(()) = self.for_each_table(&(vma.start..vma.end), |guard, range| {
+                let mut at = range.start;
+                while at < range.end {
+                    let end = ((at | (Self::BLOCK - 1)) + 1).min(range.end);
+                    let (va, nr) = (VirtAddr::new(at), ((end - at) / Self::PAGE) as usize);
+                    if !vma.is_anonymous() || !Self::is_partly_clean(guard, va, nr) {
+                        folded += contpte::refold(guard, va, nr);
+                    }
+                    at = end;
+                }
+                Ok::<(), Infallible>(())
+            });
+        }
+        folded
+    }
+
+    /// Whether some of the pages that are mapped are dirty, and others are not.
+    fn is_partly_clean(guard: &PteGuard<'_, 'm, M>, va: VirtAddr, nr: usize) -> bool {
+        let first = guard.index(va);
+        let valid =
+            || guard.table().leaves(first..first + nr).filter(|pte| pte.is_valid() && !pte.is_folded());
+        valid().any(Pte::is_dirty) && !valid().all(Pte::is_dirty)
     }
 }

@@ -110,24 +110,30 @@ impl<'m, M: Mmu> AddressSpace<'m, M> {
         let at = vma.page_at(page, M::GRANULE.page_shift());
         match &vma.backing {
             Backing::Anonymous if access == Access::Write => self.fill_anonymous(map, vma, page),
-            Backing::Anonymous => self.fill_with_zeroes(vma, page),
+            Backing::Anonymous => self.fill_with_zeroes(map, vma, page),
             Backing::File { file, .. } => {
                 let (first, folio) = file.folio(at).ok_or(Fault::Bus)?;
-                self.fill_from(vma, page, at, first..file.pages().min(first + folio.frames()), folio, access)
+                self.fill_from(
+                    map,
+                    vma,
+                    page,
+                    at,
+                    first..file.pages().min(first + folio.frames()),
+                    folio,
+                    access,
+                )
             }
             Backing::Shared { object, .. } => {
                 let largest = self.largest_order();
                 let made = match object.make_folio(at, largest) {
-                    Err(NoFolio::OutOfMemory) if self.reclaim_in(map, 1) > 0 => {
-                        object.make_folio(at, largest)
-                    }
+                    Err(NoFolio::OutOfMemory) if self.reclaim_some(map) => object.make_folio(at, largest),
                     made => made,
                 };
                 let (first, folio) = made.map_err(|why| match why {
                     NoFolio::Beyond => Fault::Bus,
                     NoFolio::OutOfMemory => Fault::OutOfMemory,
                 })?;
-                self.fill_from(vma, page, at, first..first + folio.frames(), &folio, access)
+                self.fill_from(map, vma, page, at, first..first + folio.frames(), &folio, access)
             }
         }
     }
@@ -139,8 +145,31 @@ impl<'m, M: Mmu> AddressSpace<'m, M> {
         }
     }
 
-    fn lock_table(&self, page: u64) -> Result<PteGuard<'_, 'm, M>, Fault> {
-        self.mm.lock_table(VirtAddr::new(page), self.memory.tables()).map_err(|_| Fault::OutOfMemory)
+    /// Locks the table of a page, making what is missing. No other may be locked: when memory is short, some is reclaimed.
+    fn lock_table(&self, map: &Map<'m>, page: u64) -> Result<PteGuard<'_, 'm, M>, Fault> {
+        loop {
+            if let Ok(guard) = self.mm.lock_table(VirtAddr::new(page), self.memory.tables()) {
+                return Ok(guard);
+            }
+            if !self.reclaim_some(map) {
+                return Err(Fault::OutOfMemory);
+            }
+        }
+    }
+
+    /// Reclaims until a frame is free; whether one is. No table may be locked.
+    fn reclaim_some(&self, map: &Map<'m>) -> bool {
+        let mut pages = 1 << block_order(M::GRANULE);
+        loop {
+            // Pages that go may leave others of their folio, which keep it.
+            if self.reclaim_in(map, pages) == 0 {
+                return false;
+            }
+            if self.memory.frames().free_frames() > 0 {
+                return true;
+            }
+            pages *= 2;
+        }
     }
 
     /// The 2^order pages around `page`, which must be aligned, if the mapping has all of them and nothing but zeroes is there.
@@ -168,7 +197,7 @@ impl<'m, M: Mmu> AddressSpace<'m, M> {
 
     /// A write to memory that was never written to.
     fn fill_anonymous(&self, map: &Map<'m>, vma: &Vma<'m>, page: u64) -> Step {
-        let guard = self.lock_table(page)?;
+        let guard = self.lock_table(map, page)?;
         let fits = |guard: &_, order: &u8| self.empty_range(guard, vma, page, *order).is_some();
         let Some(largest) = (0..=self.largest_order()).rev().find(|order| fits(&guard, order)) else {
             return Ok(None);
@@ -177,7 +206,7 @@ impl<'m, M: Mmu> AddressSpace<'m, M> {
         drop(guard);
         let folio = self.alloc(map, largest)?;
         self.memory.contents().clear(&folio);
-        let mut guard = self.lock_table(page)?;
+        let mut guard = self.lock_table(map, page)?;
         let Some(range) = self.empty_range(&guard, vma, page, folio.order()) else { return Ok(None) };
         self.replace(&mut guard, range, vma, &folio)?;
         Ok(Some(Resolution::Changed))
@@ -189,8 +218,15 @@ impl<'m, M: Mmu> AddressSpace<'m, M> {
         if let Some(folio) = (0..=largest).rev().find_map(alloc) {
             return Ok(folio);
         }
-        self.reclaim_in(map, 1);
-        alloc(0).ok_or(Fault::OutOfMemory)
+        loop {
+            if !self.reclaim_some(map) {
+                return Err(Fault::OutOfMemory);
+            }
+            // Another CPU may have it already.
+            if let Some(folio) = alloc(0) {
+                return Ok(folio);
+            }
+        }
     }
 
     /// Maps all of a folio, with all that the mapping permits, in place of what was there.
@@ -220,8 +256,8 @@ impl<'m, M: Mmu> AddressSpace<'m, M> {
     }
 
     /// A read of memory that was never written to: the block of zeroes is mapped, as a whole where it fits.
-    fn fill_with_zeroes(&self, vma: &Vma<'m>, page: u64) -> Step {
-        let mut guard = self.lock_table(page)?;
+    fn fill_with_zeroes(&self, map: &Map<'m>, vma: &Vma<'m>, page: u64) -> Step {
+        let mut guard = self.lock_table(map, page)?;
         let order = block_order(M::GRANULE);
         let whole = match self.policy {
             ThpPolicy::Always => self.empty_range(&guard, vma, page, order),
@@ -250,6 +286,7 @@ impl<'m, M: Mmu> AddressSpace<'m, M> {
     /// folio has `pages`.
     fn fill_from(
         &self,
+        map: &Map<'m>,
         vma: &Vma<'m>,
         page: u64,
         at: u64,
@@ -257,7 +294,7 @@ impl<'m, M: Mmu> AddressSpace<'m, M> {
         folio: &Folio<'m>,
         access: Access,
     ) -> Step {
-        let mut guard = self.lock_table(page)?;
+        let mut guard = self.lock_table(map, page)?;
         let (base, size) = guard.span();
         let range = match self.policy {
             ThpPolicy::Never => page..page + Self::PAGE,
@@ -326,7 +363,7 @@ impl<'m, M: Mmu> AddressSpace<'m, M> {
         let offset = (pte.pa().pfn(M::GRANULE).get() - old.head().get()) * Self::PAGE - before;
         self.memory.contents().copy((&old, offset), (&new, 0), size);
 
-        let mut guard = self.lock_table(va.get())?;
+        let mut guard = self.lock_table(map, va.get())?;
         let (start, nr) = (VirtAddr::new(start), new.frames() as usize);
         let now = ptep_get(&guard, start);
         let same = now.is_valid() && now.attributes().advanced(before) == pte.attributes();

@@ -130,8 +130,9 @@ impl<'m, M: Mmu> AddressSpace<'m, M> {
             }
             return if addr < MIN_ADDR { Err(Errno::EPERM) } else { Ok(addr) };
         }
-        if let Some(hint) = addr.checked_next_multiple_of(Self::PAGE).filter(|&hint| hint != 0) {
-            let hint = hint.max(MIN_ADDR);
+        // In the first page there is no hint.
+        if addr >= Self::PAGE {
+            let hint = (addr & !(Self::PAGE - 1)).max(MIN_ADDR);
             if hint <= TASK_SIZE - size && map.vmas.overlapping(&(hint..hint + size)).is_empty() {
                 return Ok(hint);
             }

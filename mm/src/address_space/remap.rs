@@ -103,7 +103,8 @@ impl<'m, M: Mmu> AddressSpace<'m, M> {
     }
 
     fn shrink(&self, map: &mut Map<'m>, addr: u64, len: u64, new_len: u64) -> Result<(), Errno> {
-        let rest = Self::user_range(addr + new_len, len - new_len).ok_or(Errno::EINVAL)?;
+        let start = addr.checked_add(new_len).ok_or(Errno::EINVAL)?;
+        let rest = Self::user_range(start, len - new_len).ok_or(Errno::EINVAL)?;
         map.vmas.reserve(&rest, 0)?;
         self.unmap_range(map, &rest);
         Ok(())

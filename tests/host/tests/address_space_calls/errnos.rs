@@ -118,7 +118,7 @@ mod inner {
         // Replaced only where that is allowed; a hint gives way.
         assert_eq!(space.mmap(here, page, RW, PRIVATE | MAP_FIXED_NOREPLACE, None), Err(Errno::EEXIST));
         assert_eq!(space.mmap(here + page, page, RW, PRIVATE | MAP_FIXED_NOREPLACE, None), Ok(here + page));
-        assert_eq!(space.mmap(here + 2 * page - 1, page, RW, PRIVATE, None), Ok(here + 2 * page));
+        assert_eq!(space.mmap(here + 3 * page - 1, page, RW, PRIVATE, None), Ok(here + 2 * page));
         let elsewhere = space.mmap(here, page, RW, PRIVATE, None).unwrap();
         assert!(!(here..here + 3 * page).contains(&elsewhere));
         assert_eq!(space.mmap(TASK_SIZE - page, page, RW, fixed, None), Ok(TASK_SIZE - page));
@@ -312,6 +312,7 @@ mod inner {
             TASK_SIZE,
             TASK_SIZE + 1,
             1 << 63,
+            MAX - 2 * page,
             MAX - page,
             MAX & !(page - 1),
             MAX,

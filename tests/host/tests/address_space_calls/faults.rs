@@ -9,6 +9,7 @@ on_all!(memory_that_may_not_be_accessed_keeps_what_is_in_it);
 on_all!(a_file_folds_and_ends);
 on_all!(a_fault_that_is_over_is_spurious);
 on_all!(pages_advised_free_are_taken_when_memory_is_short);
+on_all!(an_idle_pass_leaves_what_may_be_lost);
 on_all!(what_moves_keeps_its_blocks_where_it_can);
 on_all!(tables_go_with_what_they_translate);
 on_all!(the_heap_grows_and_shrinks);
@@ -216,6 +217,28 @@ mod inner {
         assert_eq!(world.fault(0, 0, Access::Write), Ok(Resolution::Changed));
         assert_eq!(world.word(0, 2 * block + 1), 0);
         drop(all);
+        // Pages that go may leave others of their folio, which keep it: so more must go. Tables come of it as pages do.
+        (0..3 * block).for_each(|page| world.set_word(0, page, 1));
+        let space = &world.processes[0].space;
+        let far = space.mmap(1 << 40, World::<G>::va(1), RW, PRIVATE, None).unwrap();
+        world.advise(0, 0, block / 2, MADV_FREE);
+        world.advise(0, block, block, MADV_FREE);
+        let all: Vec<_> = std::iter::from_fn(|| world.frames.alloc(0).ok()).collect();
+        let space = &world.processes[0].space;
+        assert_eq!(space.handle_fault(VirtAddr::new(far), Access::Write), Ok(Resolution::Changed));
+        drop(all);
+        space.munmap(far, World::<G>::va(1)).unwrap();
+    }
+
+    /// An idle CPU folds what qualifies, but does not take back what was advised.
+    pub(super) fn an_idle_pass_leaves_what_may_be_lost<G: GranuleType + Sync>(world: &mut World<'_, G>) {
+        let block = world.block();
+        world.map(0, 0, 2 * block, RW, PRIVATE);
+        (0..2 * block).for_each(|page| world.set_word(0, page, 1));
+        world.advise(0, 0, block / 2, MADV_FREE);
+        let space = &world.processes[0].space;
+        assert_eq!(space.refold_pass(), 0);
+        assert_eq!(space.reclaim(u64::MAX), block / 2);
     }
 
     pub(super) fn what_moves_keeps_its_blocks_where_it_can<G: GranuleType + Sync>(world: &mut World<'_, G>) {
