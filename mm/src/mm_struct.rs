@@ -54,7 +54,8 @@ pub struct Mm<'m, M: Mmu> {
     mmu: M,
     root: TableFrame,
     kind: Kind<'m>,
-    /// Serialises those who add tables. Readers take no lock: a table is never freed while its mm is loaded.
+    /// Serialises those who add tables. Readers take no lock: a table is freed only while the address space keeps all others
+    /// out, by its mmap_lock.
     pub(crate) lock: spin::Mutex<()>,
     pte_locks: [spin::Mutex<()>; PTE_LOCKS],
     counters: Counters,
