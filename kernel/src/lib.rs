@@ -24,3 +24,4 @@ pub mod initial_stack;
 pub mod memblock;
 pub mod platform;
 pub mod program;
+pub mod tlb_reach;

@@ -14,6 +14,7 @@ use arch::aarch64::daif;
 use arch::aarch64::hardware::{Hardware, LinearMap, linear};
 use arch::aarch64::pmu::{CPU_CYCLES, Counts, L1D_TLB_REFILL, Pmu};
 use arch::{PteValue, VirtAddr};
+use kernel::tlb_reach::Verdict;
 use mm::frame::Folio;
 use mm::pte::{Pte, UserProt};
 use mm::ptep::{clear_ptes, pte_batch_hint, set_ptes};
@@ -86,14 +87,7 @@ pub(super) fn reach(_: &Context<'_>) -> TestResult {
     match refills {
         Some(refills) => {
             print_plot("L1D TLB refills", &refills);
-            // Where every second load misses without it, half as many do at most.
-            if refills.iter().any(|&(off, on)| off >= 50 && on * 2 <= off) {
-                println!("# this core honours the Contiguous bit: with it, fewer than half as many refills");
-            } else {
-                println!(
-                    "# no sign that this core honours the Contiguous bit: as many refills with it as without"
-                );
-            }
+            println!("# {}", Verdict::of(&refills));
         }
         None => println!(
             "# this PMU has no event L1D_TLB_REFILL, as QEMU's: an emulator's cycles say nothing of a TLB, for which it \
