@@ -1,7 +1,8 @@
 //! The Power State Coordination Interface (DEN 0022): starting CPUs and switching the machine off.
 //!
 //! Firmware is called only where the device tree has a `/psci` node, and only by its conduit: on a
-//! machine without, `smc` and `hvc` are undefined instructions.
+//! machine without, `smc` and `hvc` are undefined instructions. No function here is inlined, so that where those
+//! instructions are in an Image can be told.
 
 use core::fmt;
 
@@ -46,6 +47,7 @@ pub(crate) fn init(conduit: Conduit) {
 ///
 /// # Errors
 /// [`Error::NotDescribed`], or [`Error::Firmware`] with its answer.
+#[inline(never)]
 pub(crate) fn version() -> Result<Version, Error> {
     match CONDUIT.get() {
         Some(Conduit::Hvc) => psci::version::<Hvc>(),
@@ -64,6 +66,7 @@ pub(crate) fn version() -> Result<Version, Error> {
 /// # Safety
 /// `entry` is code made for that state, `context` is what it expects, and everything that it reads
 /// before its caches are on has been cleaned to the point of coherency.
+#[inline(never)]
 pub(crate) unsafe fn cpu_on(mpidr: u64, entry: PhysAddr, context: u64) -> Result<(), Error> {
     match CONDUIT.get() {
         Some(Conduit::Hvc) => psci::cpu_on::<Hvc>(mpidr, entry.get(), context),
@@ -74,6 +77,7 @@ pub(crate) unsafe fn cpu_on(mpidr: u64, entry: PhysAddr, context: u64) -> Result
 }
 
 /// SYSTEM_OFF: switches the machine off; returns only where that fails.
+#[inline(never)]
 pub(crate) fn system_off() -> Error {
     let answer = match CONDUIT.get() {
         Some(Conduit::Hvc) => psci::system_off::<Hvc>(),

@@ -139,6 +139,12 @@ impl KernelElf {
         self.symbols.iter().map(|symbol| symbol.name.as_str())
     }
 
+    /// The name, mangled, of the last symbol at or before an address, but for mapping symbols.
+    pub fn function(&self, address: u64) -> Option<&str> {
+        let before = self.symbols.iter().take_while(|symbol| symbol.address <= address);
+        before.filter(|symbol| !symbol.name.starts_with('$')).last().map(|symbol| symbol.name.as_str())
+    }
+
     /// The dynamic relocations.
     pub fn relocations(&self) -> &[Relocation] {
         &self.relocations
@@ -168,6 +174,15 @@ impl KernelElf {
     pub fn words(&self) -> Vec<u32> {
         let words = self.text.iter().flat_map(|(_, bytes)| bytes.chunks_exact(4));
         words.map(|word| u32::from_le_bytes(word.try_into().expect("four bytes"))).collect()
+    }
+
+    /// The addresses of the instructions that are wanted, in all executable sections.
+    pub fn find(&self, wanted: impl Fn(u32) -> bool) -> Vec<u64> {
+        let words =
+            self.text.iter().flat_map(|(start, bytes)| (*start..).step_by(4).zip(bytes.chunks_exact(4)));
+        let found =
+            words.filter(|(_, word)| wanted(u32::from_le_bytes((*word).try_into().expect("four bytes"))));
+        found.map(|(address, _)| address).filter(|&address| !self.is_data(address)).collect()
     }
 
     /// Whether the last mapping symbol at or before an address says that data follows.

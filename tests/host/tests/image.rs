@@ -195,6 +195,17 @@ fn without_the_feature_the_gate_does_not_check() {
     assert!(without.len() < with.len(), "fold: {} and {} instructions", without.len(), with.len());
 }
 
+/// A Raspberry Pi 4 has no firmware that would answer: the instruction is undefined there.
+#[test]
+fn firmware_is_called_for_psci_only() {
+    for_each_image(|_, elf| {
+        let smc = elf.find(|word| word & 0xffe0_001f == 0xd400_0003);
+        let callers: Vec<_> = smc.iter().map(|&address| elf.function(address).unwrap_or_default()).collect();
+        assert!(!callers.is_empty(), "CPUs are started by PSCI");
+        assert!(callers.iter().all(|name| name.contains("4psci")), "{callers:?}");
+    });
+}
+
 /// QEMU needs none of it: docs/caches.md says what it is for.
 #[test]
 fn cache_maintenance_is_where_hardware_needs_it() {

@@ -150,6 +150,8 @@ fn a_card_is_a_file() {
     no_card(&["a.img", "--initrd"], "--initrd needs a value");
     no_card(&["--initrd", "/no/such/file", "a.img"], "the file '/no/such/file' is not there");
     no_card(&["--image", "/no/such/file", "a.img"], "the file '/no/such/file' is not there");
+    no_card(&["--image", "/", "a.img"], "the file '/' is not there or can't be read");
+    no_card(&["--initrd", "/dev/zero", "a.img"], "the file '/dev/zero' is not there or can't be read");
     no_card(
         &["--firmware-dir", "/no/such/directory", "a.img"],
         "the directory '/no/such/directory' is not there",
