@@ -113,15 +113,7 @@ impl<'m, M: Mmu> AddressSpace<'m, M> {
             Backing::Anonymous => self.fill_with_zeroes(map, vma, page),
             Backing::File { file, .. } => {
                 let (first, folio) = file.folio(at).ok_or(Fault::Bus)?;
-                self.fill_from(
-                    map,
-                    vma,
-                    page,
-                    at,
-                    first..file.pages().min(first + folio.frames()),
-                    folio,
-                    access,
-                )
+                self.fill_from(map, vma, page, first..file.pages().min(first + folio.frames()), folio, access)
             }
             Backing::Shared { object, .. } => {
                 let largest = self.largest_order();
@@ -133,7 +125,7 @@ impl<'m, M: Mmu> AddressSpace<'m, M> {
                     NoFolio::Beyond => Fault::Bus,
                     NoFolio::OutOfMemory => Fault::OutOfMemory,
                 })?;
-                self.fill_from(map, vma, page, at, first..first + folio.frames(), &folio, access)
+                self.fill_from(map, vma, page, first..first + folio.frames(), &folio, access)
             }
         }
     }
@@ -282,18 +274,17 @@ impl<'m, M: Mmu> AddressSpace<'m, M> {
         Ok(Some(Resolution::Changed))
     }
 
-    /// Maps what is missing around `page` of a folio that is shared with others: page `at` of the file or object, of which the
-    /// folio has `pages`.
+    /// Maps what is missing around `page` of a folio that is shared with others, and has these pages of the file or object.
     fn fill_from(
         &self,
         map: &Map<'m>,
         vma: &Vma<'m>,
         page: u64,
-        at: u64,
         pages: Range<u64>,
         folio: &Folio<'m>,
         access: Access,
     ) -> Step {
+        let at = vma.page_at(page, M::GRANULE.page_shift());
         let mut guard = self.lock_table(map, page)?;
         let (base, size) = guard.span();
         let range = match self.policy {
