@@ -40,20 +40,20 @@ extern "C" fn pleat_primary(device_tree: u64, image: u64, entered_at: u64, start
     vm::enter_init_mm(Image { start: PhysAddr::new(image) }).or_fatal("the kernel's own mapping");
 
     let (tree, dtb) = find_device_tree(device_tree);
-    let platform = dt::parse(tree).or_fatal("device tree");
+    let mut platform = dt::parse(tree).or_fatal("device tree");
     if let Some(conduit) = platform.psci {
         psci::init(conduit);
     }
-    open_console(platform.console.as_ref());
+    let missing_console = bootargs::console(platform.bootargs)
+        .filter(|&wanted| platform.console.is_some_and(|uart| uart.kind != wanted));
+    open_console(&mut platform);
     let arguments = BootArgs::parse(platform.bootargs).or_fatal("bootargs");
     console::set_level(arguments.log_level);
     greet(&platform, entered_at);
     if arguments.init_path.is_none() {
         arguments.unknown().for_each(|word| warn!("unknown boot argument `{word}`"));
     }
-    if let Some(wanted) = bootargs::console(platform.bootargs)
-        && platform.console.is_some_and(|uart| uart.kind != wanted)
-    {
+    if let Some(wanted) = missing_console {
         warn!("console=: there is no {wanted:?}");
     }
 
@@ -150,12 +150,22 @@ fn expect_memory(va: VirtAddr, size: u64, what: &str) {
     }
 }
 
-fn open_console(uart: Option<&Uart>) {
-    match uart {
-        Some(uart) => console::init(uart).or_fatal("console"),
-        None => console::emergency(format_args!(
+/// Opens the console, or a UART of the other kind in its place: on a board without a semihosting host nobody would hear why
+/// there is none.
+fn open_console(platform: &mut Platform<'_>) {
+    let Some(uart) = &platform.console else {
+        console::emergency(format_args!(
             "pleat: warning: the device tree describes no UART that there is a driver for; this is all you see\n"
-        )),
+        ));
+        return;
+    };
+    let Err(error) = console::init(uart) else { return };
+    match platform.spare_console.as_ref().map(console::init) {
+        Some(Ok(())) => {
+            warn!("console: {:?}: {error}", uart.kind);
+            platform.console = platform.spare_console;
+        }
+        _ => fatal(format_args!("console: {error}")),
     }
 }
 

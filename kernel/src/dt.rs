@@ -115,6 +115,7 @@ pub fn parse(blob: &[u8]) -> Result<Platform<'_>, DtError> {
     };
     let stdout = stdout(root, chosen).and_then(|path| uart(&path));
     let console = devices.console(bootargs::console(bootargs), stdout);
+    let spare_console = console.and_then(|first| devices.spare_console(first.kind));
     let (gic, interrupt_cells) = devices.gic.ok_or(DtError::NoGic)?;
     let timer_intid = timer_intid(&devices.timer.ok_or(DtError::NoTimer)?, interrupt_cells)?;
 
@@ -137,6 +138,7 @@ pub fn parse(blob: &[u8]) -> Result<Platform<'_>, DtError> {
         psci: devices.psci,
         gic,
         console,
+        spare_console,
         timer_intid,
     })
 }
@@ -203,6 +205,15 @@ impl<'a> Devices<'a> {
         };
         let reaches = |pins: &PhysRange| pins.start.checked_add(offset) == Some(uart.registers.start);
         Some(Uart { pins: self.pins.filter(reaches), ..uart })
+    }
+
+    /// The first UART that is of another kind than the console.
+    fn spare_console(&self, console: UartKind) -> Option<Uart> {
+        let other = match console {
+            UartKind::Pl011 => UartKind::MiniUart,
+            UartKind::MiniUart => UartKind::Pl011,
+        };
+        self.console(Some(other), None).filter(|uart| uart.kind == other)
     }
 }
 

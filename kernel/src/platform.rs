@@ -102,6 +102,8 @@ pub struct Platform<'a> {
     /// The UART that the last `console=` names ([`bootargs::console`](crate::bootargs::console)), else the one that
     /// `stdout-path` names if that is supported, else the first that is.
     pub console: Option<Uart>,
+    /// A UART of the other kind, if there is one: for where that one can't be driven, with nobody to tell.
+    pub spare_console: Option<Uart>,
     /// Interrupt number (INTID) of the EL1 virtual timer.
     pub timer_intid: u32,
 }

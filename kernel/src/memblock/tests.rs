@@ -27,6 +27,7 @@ fn platform(memory: &[(u64, u64)], reserved: &[(u64, u64, bool)]) -> Platform<'s
         psci: None,
         gic: Gic::V2 { distributor: range(1, 2), cpu_interface: range(2, 3) },
         console: None,
+        spare_console: None,
         timer_intid: 27,
     }
 }

@@ -2,8 +2,10 @@
 //! suite, and the image of its SD card.
 
 use std::env;
-use std::fs;
-use std::os::unix::fs::PermissionsExt;
+use std::ffi::OsStr;
+use std::fs::{self, File};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
@@ -68,6 +70,19 @@ fn the_mini_uart_is_a_console() {
         outcome.passed();
         assert!(!outcome.console.contains("warning: unknown boot argument"), "{outcome}");
     }
+}
+
+/// With nothing where the tree says that UART 0 is, the reason is said on the mini-UART. QEMU is led there by the first
+/// word; the second is the kernel's.
+#[test]
+fn a_console_that_is_not_there_is_another() {
+    // Of the VideoCore's addresses 0x7e201000, in a gap of QEMU's machine.
+    let tree = tree().property("/soc/serial@7e201000", "reg", cells(&[0x7e20_8000, 0x200]));
+    let outcome = boot_with(&tree, "console=ttyS0 \"console=ttyAMA0\" selftest=boot.*");
+    outcome.passed();
+    let said = "warning: console: Pl011: the device tree promises registers at 0xfe208000..0xfe208200";
+    assert!(outcome.console.contains(said), "{outcome}");
+    assert!(!outcome.console.contains("console=: there is no"), "{outcome}");
 }
 
 /// An Image of one page, in front of the kernel's, that leads GPIO 14 and 15 to UART 0 (ALT0 in GPFSEL1): a reset of QEMU's
@@ -207,6 +222,25 @@ fn the_card_is_the_same_twice_and_boots() {
     assert!(bytes == fs::read(&first).expect("it was written"), "a boot changed the card");
 }
 
+/// Whatever it is called, and whatever is beside it.
+#[test]
+fn a_card_replaces_no_other_file() {
+    let scratch = Scratch::new();
+    let victim = scratch.write("victim", b"somebody's");
+    let card = scratch.path("card.img");
+    symlink(&victim, scratch.path("card.img.new")).expect("in the test's own directory");
+    make(&card, &[]);
+    assert_eq!(fs::read(&victim).expect("it was written"), b"somebody's");
+    assert!(scratch.path("card.img.new").is_symlink());
+    // card.img, its neighbour, and the victim: nothing is left.
+    assert_eq!(fs::read_dir(scratch.path("")).expect("it was made").count(), 3);
+
+    let latin_1 = scratch.path("").join(OsStr::from_bytes(b"c\xe4rd.img"));
+    let output = sdcard(&latin_1, &[]);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(fs::read(&latin_1).expect("it was made") == fs::read(&card).expect("it was made"));
+}
+
 /// What was taken off one card is not taken for another's.
 #[test]
 fn a_program_is_init_from_the_initrd_of_a_card() {
@@ -274,6 +308,13 @@ fn firmware_that_is_not_all_there() {
         refused(&format!("{name}: it is empty"));
     }
     fresh();
+    let whole = fs::read(directory.join("start4.elf")).expect("it was copied");
+    fs::write(directory.join("start4.elf"), &whole[..5000]).expect("in the test's own directory");
+    refused("the firmware's start4.elf is not what its name says");
+    fresh();
+    fs::write(directory.join("COPYING.linux"), b"see elsewhere").expect("in the test's own directory");
+    refused("COPYING.linux is without the text of the licence");
+    fresh();
     let dtb = fs::read(directory.join("bcm2711-rpi-4-b.dtb")).expect("it was copied");
     fs::write(directory.join("bcm2711-rpi-4-b.dtb"), &dtb[..dtb.len() / 2])
         .expect("in the test's own directory");
@@ -287,6 +328,16 @@ fn what_is_no_card_says_so() {
     let outcome = Boot::new().option("--machine", "raspi4b").option("--sdcard", &none).run();
     assert_eq!(outcome.status, Some(3), "{outcome}");
     assert!(outcome.verdict().ends_with("none.img: this is no card with one FAT32 partition"), "{outcome}");
+
+    // Neither is read into memory.
+    let huge = scratch.path("huge.img");
+    let file = File::create(&huge).expect("in the test's own directory");
+    file.set_len(1 << 40).expect("it is sparse");
+    for (card, said) in [(huge.as_path(), "this is no card"), (Path::new("/dev/zero"), "it is no file")] {
+        let outcome = Boot::new().option("--machine", "raspi4b").option("--sdcard", card).run();
+        assert_eq!(outcome.status, Some(3), "{outcome}");
+        assert!(outcome.verdict().contains(&format!("{}: {said}", card.display())), "{outcome}");
+    }
 }
 
 /// A program that is found before the machine's own of this name.
