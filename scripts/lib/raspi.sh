@@ -99,3 +99,19 @@ unpack() {
     shift
     dpkg-deb --fsys-tarfile "$deb" | tar -x --wildcards "$@"
 }
+
+# card_is_sound IMAGE: whether programs that did not write a card with this kernel find its file system in order, and the
+# kernel on it, byte for byte.
+card_is_sound() {
+    local work status
+    work=$(mktemp -d) || return
+    # Its only partition is from 1 MiB on.
+    "$ROOT/scripts/sdcard" --image "$1" "$work/card.img" &&
+        dd if="$work/card.img" of="$work/volume" bs=1M skip=1 status=none &&
+        fsck.fat -n "$work/volume" &&
+        mcopy -i "$work/card.img@@1M" ::kernel8.img "$work/kernel" &&
+        cmp "$1" "$work/kernel"
+    status=$?
+    rm -rf "$work"
+    return "$status"
+}
