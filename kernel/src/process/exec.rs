@@ -2,7 +2,6 @@
 //! it begins.
 
 use alloc::sync::Arc;
-use alloc::vec;
 use alloc::vec::Vec;
 
 use arch::aarch64::task::{self, FpState};
@@ -57,6 +56,8 @@ pub(crate) fn image(path: &[u8], argv: &[Vec<u8>], envp: &[Vec<u8>]) -> Result<I
     }
     space.set_brk_start(program.end);
     let sp = stack(&space, path, argv, envp, &program)?;
+    // What was mapped has taken some of it.
+    life::expect_headroom()?;
     let frame = TrapFrame { x: [0; 31], sp, elr: program.entry, spsr: 0, esr: 0, far: 0 };
     Ok(Image { space: Arc::new(space), frame })
 }
@@ -133,10 +134,13 @@ pub(crate) fn execve(task: &Arc<Task>, frame: &mut TrapFrame, args: [u64; 6]) ->
     let [path, argv, envp, ..] = args;
     let path = uaccess::read_string(task, path, PATH_MAX)?;
     let mut budget = MAX_ARGUMENTS;
-    let argv = strings(task, argv, &mut budget)?;
+    let mut argv = strings(task, argv, &mut budget)?;
     let envp = strings(task, envp, &mut budget)?;
     // Without arguments there is one, that is empty, as on Linux.
-    let argv = if argv.is_empty() { vec![Vec::new()] } else { argv };
+    if argv.is_empty() {
+        argv.try_reserve(1).map_err(|_| Errno::ENOMEM)?;
+        argv.push(Vec::new());
+    }
     let image = image(&path, &argv, &envp)?;
 
     sched::unload();
@@ -163,10 +167,11 @@ fn strings(task: &Arc<Task>, pointers: u64, budget: &mut usize) -> Result<String
     if pointers == 0 {
         return Ok(strings);
     }
-    for at in (pointers..).step_by(8) {
+    let mut at = pointers;
+    loop {
         let pointer = uaccess::read_word(task, at)?;
         if pointer == 0 {
-            break;
+            return Ok(strings);
         }
         let string = uaccess::read_string(task, pointer, MAX_STRING).map_err(|error| match error {
             Errno::ENAMETOOLONG => Errno::E2BIG,
@@ -175,6 +180,6 @@ fn strings(task: &Arc<Task>, pointers: u64, budget: &mut usize) -> Result<String
         *budget = budget.checked_sub(string.len() + 1 + 8).ok_or(Errno::E2BIG)?;
         strings.try_reserve(1).map_err(|_| Errno::ENOMEM)?;
         strings.push(string);
+        at = at.checked_add(8).ok_or(Errno::EFAULT)?;
     }
-    Ok(strings)
 }

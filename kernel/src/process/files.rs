@@ -9,7 +9,7 @@ use mm::{Errno, File};
 use spin::Mutex;
 
 use super::initramfs::{self, Node, OpenFile};
-use super::{Task, uaccess};
+use super::{Task, life, uaccess};
 use crate::console;
 
 /// The most descriptors of a process.
@@ -19,7 +19,7 @@ const PATH_MAX: usize = 4096;
 /// Bytes that are copied at once.
 const PIECE: usize = 512;
 /// The most bytes that one call reads or writes, as on Linux.
-const MAX_COUNT: u64 = 0x7fff_f000;
+pub(crate) const MAX_COUNT: u64 = 0x7fff_f000;
 
 /// What a descriptor stands for.
 enum Open {
@@ -78,6 +78,14 @@ fn open_file(task: &Task, fd: u64) -> Result<Arc<Open>, Errno> {
     task.files.lock().get(fd)
 }
 
+/// Fails where some of a buffer is no user's: what Linux looks at before it reads or writes, with the count that it was given.
+///
+/// # Errors
+/// EFAULT
+pub(crate) fn expect_user(buffer: u64, count: u64) -> Result<(), Errno> {
+    if uaccess::is_user(buffer, count) { Ok(()) } else { Err(Errno::EFAULT) }
+}
+
 /// Flags of `openat` (include/uapi/asm-generic/fcntl.h and arch/arm64's in Linux).
 mod flags {
     pub(super) const O_ACCMODE: u64 = 0o3;
@@ -90,6 +98,15 @@ mod flags {
     pub(super) const AT_FDCWD: i32 = -100;
 }
 
+fn join(start: &[u8], path: &[u8]) -> Result<Vec<u8>, Errno> {
+    let mut joined = Vec::new();
+    joined.try_reserve_exact(start.len() + 1 + path.len()).map_err(|_| Errno::ENOMEM)?;
+    joined.extend_from_slice(start);
+    joined.push(b'/');
+    joined.extend_from_slice(path);
+    Ok(joined)
+}
+
 /// `openat(dirfd, path, flags, mode)`
 ///
 /// # Errors
@@ -99,6 +116,8 @@ pub(crate) fn openat(task: &Arc<Task>, args: [u64; 6]) -> Result<u64, Errno> {
     let [directory, path, flags, ..] = args;
     let path = uaccess::read_string(task, path, PATH_MAX)?;
     let has = |flag| flags & flag != 0;
+    // For what is allocated below.
+    life::expect_headroom()?;
     if path.is_empty() {
         return Err(Errno::ENOENT);
     }
@@ -109,7 +128,7 @@ pub(crate) fn openat(task: &Arc<Task>, args: [u64; 6]) -> Result<u64, Errno> {
         path
     } else {
         match &*open_file(task, directory)? {
-            Open::Directory(start) => [start, b"/" as &[u8], &path].concat(),
+            Open::Directory(start) => join(start, &path)?,
             Open::Console | Open::File(..) => return Err(Errno::ENOTDIR),
         }
     };
@@ -148,7 +167,9 @@ pub(crate) fn close(task: &Task, fd: u64) -> Result<u64, Errno> {
 /// # Errors
 /// EBADF, EISDIR, EFAULT.
 pub(crate) fn read(task: &Arc<Task>, fd: u64, buffer: u64, count: u64) -> Result<u64, Errno> {
-    match &*open_file(task, fd)? {
+    let open = open_file(task, fd)?;
+    expect_user(buffer, count)?;
+    match &*open {
         Open::Console => Ok(0),
         Open::Directory(_) => Err(Errno::EISDIR),
         Open::File(file, offset) => {
@@ -172,6 +193,7 @@ pub(crate) fn pread(task: &Arc<Task>, args: [u64; 6]) -> Result<u64, Errno> {
     }
     match &*open_file(task, fd)? {
         Open::Console => Err(Errno::ESPIPE),
+        _ if !uaccess::is_user(buffer, count) => Err(Errno::EFAULT),
         Open::Directory(_) => Err(Errno::EISDIR),
         Open::File(file, _) => read_at(task, file, offset, buffer, count),
     }
@@ -225,6 +247,7 @@ pub(crate) fn lseek(task: &Task, fd: u64, offset: u64, whence: u64) -> Result<u6
 /// EBADF, EFAULT.
 pub(crate) fn write(task: &Arc<Task>, fd: u64, buffer: u64, count: u64) -> Result<u64, Errno> {
     let Open::Console = &*open_file(task, fd)? else { return Err(Errno::EBADF) };
+    expect_user(buffer, count)?;
     let count = count.min(MAX_COUNT);
     let mut done = 0;
     let mut piece = [0; PIECE];
@@ -254,11 +277,15 @@ pub(crate) fn writev(task: &Arc<Task>, fd: u64, iov: u64, count: u64) -> Result<
         let at = iov.checked_add(index * 16).ok_or(Errno::EFAULT)?;
         Ok((uaccess::read_word(task, at)?, uaccess::read_word(task, at + 8)?))
     };
-    // All lengths are looked at before anything is written.
+    // All lengths are looked at before anything is written, then all places.
     for index in 0..count {
         if (piece(index)?.1 as i64) < 0 {
             return Err(Errno::EINVAL);
         }
+    }
+    for index in 0..count {
+        let (base, length) = piece(index)?;
+        expect_user(base, length)?;
     }
     let mut done = 0;
     for index in 0..count {

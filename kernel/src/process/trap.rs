@@ -12,7 +12,7 @@ use log::warn;
 use mm::{Access, Fault, Resolution};
 
 use super::sched::Outcome;
-use super::{Signal, Status, Task, life, sched, syscall};
+use super::{Signal, Status, Task, life, sched, syscall, uaccess};
 
 /// Faults of processes that were resolved by a change of an entry.
 static CHANGED: AtomicU64 = AtomicU64::new(0);
@@ -110,7 +110,7 @@ fn abort(task: &Arc<Task>, frame: &TrapFrame, esr: Esr, far: VirtAddr) {
         return kill(task, Signal::SIGBUS, format_args!("{esr} at pc {pc:#x}"));
     };
     match abort.status {
-        FaultStatus::Translation(_) | FaultStatus::AccessFlag(_) | FaultStatus::Permission(_) => {}
+        status if uaccess::is_of_an_entry(status) => {}
         // The address is of no translation table.
         FaultStatus::AddressSize(_) => {
             return kill(task, Signal::SIGSEGV, format_args!("{esr} at {far}, pc {pc:#x}"));

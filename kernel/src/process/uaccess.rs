@@ -8,7 +8,7 @@ use alloc::vec::Vec;
 use arch::VirtAddr;
 use arch::aarch64::probe;
 use arch::aarch64::uaccess::{copy_from_user, copy_to_user};
-use arch::esr::Access as Cause;
+use arch::esr::{Access as Cause, FaultStatus};
 use mm::{Access, Errno, Fault, TASK_SIZE};
 
 use super::{Signal, Task};
@@ -16,8 +16,8 @@ use crate::vm::PAGE;
 use alloc::sync::Arc;
 use log::warn;
 
-/// Whether all of it is below [`TASK_SIZE`].
-fn is_user(va: u64, bytes: u64) -> bool {
+/// Whether all of it is below [`TASK_SIZE`]: Linux's `access_ok`, which looks at the address of nothing too.
+pub(crate) fn is_user(va: u64, bytes: u64) -> bool {
     va.checked_add(bytes).is_some_and(|end| end <= TASK_SIZE)
 }
 
@@ -97,6 +97,11 @@ pub(crate) fn read_string(task: &Arc<Task>, va: u64, limit: usize) -> Result<Vec
     }
 }
 
+/// Whether a change of an entry can resolve a fault.
+pub(crate) fn is_of_an_entry(status: FaultStatus) -> bool {
+    matches!(status, FaultStatus::Translation(_) | FaultStatus::AccessFlag(_) | FaultStatus::Permission(_))
+}
+
 /// Makes an access until it succeeds, or its fault can't be resolved.
 fn resolving(task: &Arc<Task>, mut access: impl FnMut() -> Result<(), probe::Fault>) -> Result<(), Errno> {
     let space = task.own_space();
@@ -107,6 +112,10 @@ fn resolving(task: &Arc<Task>, mut access: impl FnMut() -> Result<(), probe::Fau
             return Err(Errno::EFAULT);
         }
         let abort = fault.esr.abort().ok_or(Errno::EFAULT)?;
+        // Of all others the access would fault again, for ever.
+        if !is_of_an_entry(abort.status) {
+            return Err(Errno::EFAULT);
+        }
         let wanted = match abort.access {
             Cause::Write => Access::Write,
             _ => Access::Read,

@@ -4,7 +4,7 @@ use alloc::sync::Arc;
 
 use mm::Errno;
 
-use crate::process::{Task, random, uaccess};
+use crate::process::{Task, files, random, uaccess};
 
 /// `uname(buffer)`. The name is Linux's, since its system calls are meant, and so is the release: libraries look at it.
 ///
@@ -39,7 +39,8 @@ pub(super) fn getrandom(task: &Arc<Task>, buffer: u64, count: u64, flags: u64) -
     if flags & !ALL != 0 || flags & (GRND_RANDOM | GRND_INSECURE) == GRND_RANDOM | GRND_INSECURE {
         return Err(Errno::EINVAL);
     }
-    let count = count.min(i32::MAX as u64);
+    let count = count.min(files::MAX_COUNT);
+    files::expect_user(buffer, count)?;
     let mut done = 0;
     while done < count && task.killed().is_none() {
         let mut piece = [0; 256];

@@ -48,6 +48,61 @@ fn pointers(readable: usize, edge: usize, on_qemu_user: bool) {
     println!("ranges that end at the edge are whole, one byte more is not");
 }
 
+/// What looks at a buffer looks at all of it, before it looks for what to read or to write.
+fn buffers(own: &[u8], edge: usize, on_qemu_user: bool) {
+    let mut path = [0; 4096];
+    path[..own.len()].copy_from_slice(own);
+    let fd = sys::open(&path[..own.len() + 1]).expect("the program's own file");
+    for bad in BAD {
+        expect("write", raw(nr::WRITE, &[1, bad, 8]), EFAULT);
+        expect("read", raw(nr::READ, &[fd, bad, 8]), EFAULT);
+        expect("pread64", raw(nr::PREAD64, &[fd, bad, 8, 0]), EFAULT);
+        expect("fstat", raw(nr::FSTAT, &[fd, bad]), EFAULT);
+    }
+    for bad in &BAD[..2] {
+        expect("read from the console", raw(nr::READ, &[0, *bad, 8]), EFAULT);
+        if !on_qemu_user {
+            expect("write of nothing", raw(nr::WRITE, &[1, *bad, 0]), EFAULT);
+            expect("read of nothing", raw(nr::READ, &[fd, *bad, 0]), EFAULT);
+            expect("pread64 of nothing", raw(nr::PREAD64, &[fd, *bad, 0, 0]), EFAULT);
+            expect("getrandom of nothing", raw(nr::GETRANDOM, &[*bad, 0, 0]), EFAULT);
+        }
+    }
+    for count in [MAX, MAX - 16, isize::MAX as usize, 1 << 48] {
+        expect("write of too much", raw(nr::WRITE, &[1, edge - 16, count]), EFAULT);
+        expect("read of too much", raw(nr::READ, &[fd, edge - 16, count]), EFAULT);
+        expect("pread64 of too much", raw(nr::PREAD64, &[fd, edge - 16, count, 0]), EFAULT);
+    }
+    raw(nr::LSEEK, &[fd, 0, 2]).expect("lseek");
+    expect("read at the end", raw(nr::READ, &[fd, BAD[0], 8]), EFAULT);
+    expect("pread64 behind the end", raw(nr::PREAD64, &[fd, BAD[0], 8, i64::MAX as usize]), EFAULT);
+    assert_eq!(raw(nr::PREAD64, &[fd, edge - 16, 16, i64::MAX as usize - 16]), Ok(0));
+    if !on_qemu_user {
+        for piece in [[BAD[0], 0], [BAD[0], 1], [edge - 16, isize::MAX as usize]] {
+            let pieces = [[edge - 16, 1], piece];
+            expect("writev", raw(nr::WRITEV, &[1, pieces.as_ptr() as usize, 2]), EFAULT);
+        }
+    }
+    raw(nr::CLOSE, &[fd]).expect("close");
+    println!("buffers that are not the program's are EFAULT, as a whole");
+
+    let path = path.as_ptr() as usize;
+    // Pointers without an end: one, and then memory that is not there.
+    // SAFETY: the last word of a page of this program's.
+    unsafe { ((edge - 8) as *mut usize).write(path) };
+    for bad in [BAD[0], BAD[1], BAD[2], MAX, MAX - 7, edge - 8] {
+        expect("execve, argv", raw(nr::EXECVE, &[path, bad, 0]), EFAULT);
+        expect("execve, envp", raw(nr::EXECVE, &[path, 0, bad]), EFAULT);
+    }
+    // A pointer that leads nowhere.
+    for bad in BAD {
+        let pointers = [path, bad, 0];
+        expect("execve, argv", raw(nr::EXECVE, &[path, pointers.as_ptr() as usize, 0]), EFAULT);
+        expect("execve, envp", raw(nr::EXECVE, &[path, 0, pointers.as_ptr() as usize]), EFAULT);
+    }
+    println!("arguments that can't be read are EFAULT");
+}
+
 fn descriptors() {
     for fd in [3, 63, 64, 1000, MAX, i32::MIN as usize] {
         expect("write", raw(nr::WRITE, &[fd, 0, 0]), EBADF);
@@ -92,6 +147,10 @@ fn mappings(on_qemu_user: bool) {
     expect("mprotect over a hole", mprotect(start, 3 * PAGE, READ_WRITE), ENOMEM);
     expect("mincore over a hole", raw(nr::MINCORE, &[start, 3 * PAGE, start + 8 * PAGE]), ENOMEM);
     munmap(start, 16 * PAGE).expect("munmap");
+    let end = raw(nr::BRK, &[0]);
+    for bad in [BAD[0], BAD[1], BAD[2], MAX, 1] {
+        assert_eq!(raw(nr::BRK, &[bad]), end, "brk changes nothing");
+    }
     println!("mappings that can't be have Linux's errors");
 }
 
@@ -129,6 +188,17 @@ fn processes() {
     };
     expect("wait4 to a bad pointer", raw(nr::WAIT4, &[child, 8, 0]), EFAULT);
     expect("wait4 again", raw(nr::WAIT4, &[child, 0, 0]), ECHILD);
+    for bad in BAD {
+        const SETTID_CLEARTID: usize = 0x10_0000 | 0x20_0000 | 0x100_0000;
+        const SIGCHLD: usize = 17;
+        // Where the number can't be stored there is a child all the same.
+        let child = match raw(nr::CLONE, &[SETTID_CLEARTID | SIGCHLD, 0, bad, 0, bad]).expect("clone") {
+            0 => sys::exit(0),
+            child => child,
+        };
+        expect("wait4 with a bad rusage", raw(nr::WAIT4, &[child, 0, 0, bad]), EFAULT);
+        expect("wait4 again", raw(nr::WAIT4, &[child, 0, 0]), ECHILD);
+    }
     println!("waiting for nobody is an error");
 }
 
@@ -139,6 +209,7 @@ fn main(environment: Environment) -> i32 {
     // The program's text.
     let on_qemu_user = on_qemu_user(environment);
     pointers(main as *const () as usize, page + PAGE, on_qemu_user);
+    buffers(environment.arg(0).expect("a program has a name"), page + PAGE, on_qemu_user);
     descriptors();
     mappings(on_qemu_user);
     times();
