@@ -28,7 +28,7 @@ pub(crate) const INIT: Pid = 1;
 /// The largest number of a process, as on Linux by default.
 const LAST_PID: Pid = 32767;
 
-/// Kernel memory in bytes that a new process is not made without: that it needs some must not end the kernel.
+/// Kernel memory in bytes without which no process is made and no file opened: that it needs some must not end the kernel.
 const HEADROOM: usize = 256 << 10;
 
 impl Table {
@@ -51,7 +51,8 @@ fn table() -> MutexGuard<'static, Table> {
     TABLE.lock()
 }
 
-/// Fails where kernel memory is short.
+/// Fails where kernel memory is short: looked at directly before small things are allocated that would end the kernel if they
+/// could not be. It holds nothing back for them.
 ///
 /// # Errors
 /// [`Errno::ENOMEM`]
@@ -141,7 +142,14 @@ pub(crate) fn clone(task: &Arc<Task>, frame: &TrapFrame, args: [u64; 6]) -> Resu
     expect_headroom()?;
     let has = |flag| flags & flag != 0;
     let space = task.own_space();
-    let childs = if has(CLONE_VM) { space.clone() } else { Arc::new(space.fork()?) };
+    let childs = if has(CLONE_VM) {
+        space.clone()
+    } else {
+        let fork = space.fork()?;
+        // The copy of what is mapped where may have taken all of it.
+        expect_headroom()?;
+        Arc::new(fork)
+    };
     let mut frame = frame.clone();
     frame.x[0] = 0;
     if stack != 0 {

@@ -94,6 +94,14 @@ fn memory_that_is_all_used_kills_who_asked() {
     assert!(outcome.console.contains("out of memory"), "{outcome}");
 }
 
+/// Files are opened as long as there is kernel memory.
+#[test]
+fn memory_that_is_all_used_refuses_files() {
+    let outcome = boot("init=/bin/starved").option("--memory", "64M").option("--smp", "2").run();
+    passed(&outcome);
+    assert_eq!(printed(&outcome), ["files were opened as long as there was memory"], "{outcome}");
+}
+
 /// Memory runs out at one step after another.
 #[test]
 fn memory_that_is_short_at_every_step() {
