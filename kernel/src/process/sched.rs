@@ -120,10 +120,13 @@ pub(crate) fn unpark(task: &Arc<Task>) {
 
 /// Wakes a CPU that has nothing to run, if there is one.
 fn wake_a_cpu() {
-    let idle = IDLE.load(Ordering::SeqCst);
-    if idle != 0 {
-        smp::wake_cpu(idle.trailing_zeros() as usize);
-    }
+    // Who clears a bit wakes that CPU: the next one that is woken is another. A CPU sets its bit before it waits again.
+    let Ok(idle) = IDLE.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |idle| {
+        (idle != 0).then_some(idle & idle.wrapping_sub(1))
+    }) else {
+        return;
+    };
+    smp::wake_cpu(idle.trailing_zeros() as usize);
 }
 
 /// The next task, after those whose deadline has passed became runnable.
