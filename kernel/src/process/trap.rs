@@ -16,7 +16,8 @@ use super::{Signal, Status, Task, life, sched, syscall, uaccess};
 
 /// Faults of processes that were resolved by a change of an entry.
 static CHANGED: AtomicU64 = AtomicU64::new(0);
-/// Those that found the entry right by the time they had its lock.
+/// Those that found the entry right by the time they had its lock: they waited while somebody else held it, or came when it
+/// had just been put right.
 static SPURIOUS: AtomicU64 = AtomicU64::new(0);
 
 /// How many faults of processes were resolved so far, and how.

@@ -49,25 +49,31 @@ pub(super) fn mincore(task: &Arc<Task>, addr: u64, length: u64, vec: u64) -> Res
     Ok(0)
 }
 
-/// A call that Linux has not, for the self-tests: whether the block that holds an address is folded.
+/// A call that Linux has not, for the self-tests: whether the block that holds an address is folded, or what is in the way.
 #[cfg(feature = "selftest")]
 pub(super) const FOLD_STATE: u64 = 0xf01d;
 
-/// `fold_state(addr)`: 1 where the block is folded, else 0, and why is logged.
+/// `fold_state(addr)`: 0 where the block is folded, else the obstacle's number, which `tests/user/src/sys.rs` names.
 ///
 /// # Errors
 /// EFAULT where the address is no user's.
 #[cfg(feature = "selftest")]
 pub(super) fn fold_state(task: &Arc<Task>, addr: u64) -> Result<u64, Errno> {
+    use mm::contpte::Obstacle;
     if addr >= TASK_SIZE {
         return Err(Errno::EFAULT);
     }
     let va = arch::VirtAddr::new(addr);
-    match task.own_space().why_not_folded(va) {
-        Ok(()) => Ok(1),
-        Err(obstacle) => {
-            log::debug!("the block at {va} is not folded: {obstacle:?}");
-            Ok(0)
-        }
-    }
+    Ok(match task.own_space().why_not_folded(va) {
+        Ok(()) => 0,
+        Err(Obstacle::NotUser) => 1,
+        Err(Obstacle::NoTable) => 2,
+        Err(Obstacle::Hole(_)) => 3,
+        Err(Obstacle::Misaligned(_)) => 4,
+        Err(Obstacle::Special(_)) => 5,
+        Err(Obstacle::SmallFolio(_)) => 6,
+        Err(Obstacle::Discontiguous(_)) => 7,
+        Err(Obstacle::MixedAttributes(_)) => 8,
+        Err(Obstacle::None) => 9,
+    })
 }

@@ -1,6 +1,7 @@
-//! Two processes in one address space: one reads and writes a block of memory, the other protects parts of it, allows them
-//! again, and all of it. Nothing is lost, nobody faults but for a moment, and in the end the block is folded. Not under QEMU's
-//! user emulation, which has no processes that share memory and are not threads.
+//! Two processes in one address space: one reads and writes a block of memory, and reads another; the other changes whether
+//! the first may be executed, and the second written to, in parts and as wholes. Nothing is lost, nobody faults but for a
+//! moment, and in the end both are folded. Not under QEMU's user emulation, which has no processes that share memory and are
+//! not threads.
 #![no_std]
 #![no_main]
 
@@ -9,7 +10,8 @@ use core::sync::atomic::{AtomicU32, Ordering};
 
 use user::println;
 use user::start::Environment;
-use user::sys::{self, ANONYMOUS, READ_WRITE, exit, exited, fold_state, mmap, mprotect, nr, raw, wait};
+use user::sys::fold::FOLDED;
+use user::sys::{self, ANONYMOUS, READ, READ_WRITE, exit, exited, fold_state, mmap, mprotect, nr, raw, wait};
 
 const PAGE: usize = 4096;
 const PAGES: usize = 16;
@@ -33,10 +35,12 @@ extern "C" fn use_block() -> ! {
         for page in 0..PAGES {
             let at = (start + page * PAGE + (round as usize % 1000) * 4) as *mut u32;
             let value = round ^ (page as u32) << 24;
-            // SAFETY: a word of the block, which nobody else writes to.
+            // SAFETY: words of the blocks, which nobody else writes to.
             unsafe {
                 at.write_volatile(value);
                 assert_eq!(at.read_volatile(), value, "a write was lost in round {round}");
+                // What may not be written to at times may be read at all times.
+                assert_eq!(((start + BLOCK + page * PAGE) as *const u32).read_volatile(), page as u32);
             }
         }
         USED.store(round, Ordering::Release);
@@ -67,11 +71,12 @@ fn start_user(stack_top: usize) -> usize {
 
 #[unsafe(no_mangle)]
 fn main(_: Environment) -> i32 {
-    // More than a block, for there to be an aligned one.
-    let memory = mmap(2 * BLOCK, READ_WRITE, ANONYMOUS).expect("memory");
+    // More than two blocks, for there to be two that are aligned.
+    let memory = mmap(3 * BLOCK, READ_WRITE, ANONYMOUS).expect("memory");
     let start = memory.next_multiple_of(BLOCK);
     BLOCK_AT.store((start >> 16) as u32, Ordering::Release);
     sys::poke(start, 0);
+    (0..PAGES).for_each(|page| sys::poke(start + BLOCK + page * PAGE, page as u8));
     let stack = mmap(BLOCK, READ_WRITE, ANONYMOUS).expect("a stack");
     let child = start_user(stack + BLOCK);
 
@@ -84,6 +89,11 @@ fn main(_: Environment) -> i32 {
         mprotect(page, PAGE, READ_WRITE).expect("mprotect");
         mprotect(start, BLOCK, READ_WRITE | 4).expect("mprotect");
         mprotect(start, BLOCK, READ_WRITE).expect("mprotect");
+        // The write permission of what is only read.
+        mprotect(page + BLOCK, PAGE, READ).expect("mprotect");
+        mprotect(page + BLOCK, PAGE, READ_WRITE).expect("mprotect");
+        mprotect(start + BLOCK, BLOCK, READ).expect("mprotect");
+        mprotect(start + BLOCK, BLOCK, READ_WRITE).expect("mprotect");
         if round % 100 == 0 {
             let _ = raw(nr::SCHED_YIELD, &[]);
         }
@@ -97,7 +107,8 @@ fn main(_: Environment) -> i32 {
         // SAFETY: a word of the block; the other process has ended.
         assert_eq!(unsafe { at.read_volatile() }, rounds ^ (page as u32) << 24);
     }
-    assert_eq!(fold_state(start), Ok(1), "the block is not folded");
+    assert_eq!(fold_state(start), Ok(FOLDED), "the block is not folded");
+    assert_eq!(fold_state(start + BLOCK), Ok(FOLDED), "the block that is read is not folded");
     println!("a block was used while its permissions changed");
     0
 }
