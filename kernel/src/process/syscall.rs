@@ -59,7 +59,7 @@ pub(crate) fn call(task: &Arc<Task>, frame: &mut TrapFrame) -> Option<Status> {
         222 => memory::mmap(task, args),
         226 => task.own_space().mprotect(a0, a1, a2).map(|()| 0),
         232 => memory::mincore(task, a0, a1, a2),
-        233 => task.own_space().madvise(a0, a1, a2 as i32).map(|()| 0),
+        233 => memory::madvise(task, a0, a1, a2 as i32),
         260 => life::wait4(task, args),
         278 => system::getrandom(task, a0, a1, a2),
         #[cfg(feature = "selftest")]

@@ -85,6 +85,12 @@ fn calls_that_are_not_there_are_counted() {
     assert!(outcome.console.contains(counted), "{outcome}");
 }
 
+/// On one CPU, by a kernel that is not preempted.
+#[test]
+fn who_populates_memory_lets_others_run() {
+    passed(&boot("init=/bin/populate").option("--smp", "1").run());
+}
+
 /// Who asks for more memory than there is is killed, and nobody else.
 #[test]
 fn memory_that_is_all_used_kills_who_asked() {

@@ -1,11 +1,16 @@
 //! What of the calls on memory is not the address space's own business: descriptors and results in user memory.
 
 use alloc::sync::Arc;
+use core::ops::Range;
 
-use mm::mman::MAP_ANONYMOUS;
+use mm::mman::{
+    MADV_POPULATE_READ, MADV_POPULATE_WRITE, MAP_ANONYMOUS, MAP_LOCKED, MAP_NONBLOCK, MAP_POPULATE,
+    MAP_PRIVATE, MAP_TYPE, PROT_WRITE,
+};
 use mm::{Errno, TASK_SIZE};
 
-use crate::process::{Task, files, uaccess};
+use crate::process::sched::Outcome;
+use crate::process::{Task, files, sched, uaccess};
 use crate::vm::PAGE;
 
 /// `mmap(addr, length, prot, flags, fd, offset)`
@@ -18,7 +23,49 @@ pub(super) fn mmap(task: &Arc<Task>, args: [u64; 6]) -> Result<u64, Errno> {
         return Err(Errno::EINVAL);
     }
     let file = if flags & MAP_ANONYMOUS == 0 { Some((files::to_map(task, fd)?, offset)) } else { None };
-    task.own_space().mmap(addr, length, prot, flags, file)
+    const POPULATES: u64 = MAP_POPULATE | MAP_LOCKED;
+    let start = task.own_space().mmap(addr, length, prot, flags & !POPULATES, file)?;
+    if flags & POPULATES != 0 && flags & MAP_NONBLOCK == 0 {
+        let writes = flags & MAP_TYPE == MAP_PRIVATE && prot & PROT_WRITE != 0;
+        let advice = if writes { MADV_POPULATE_WRITE } else { MADV_POPULATE_READ };
+        // As far as it goes; what does not will fault.
+        let _ = populate(task, start..start + length.next_multiple_of(PAGE), advice);
+    }
+    Ok(start)
+}
+
+/// `madvise(addr, length, advice)`
+///
+/// # Errors
+/// As Linux's; EINTR where the process is killed while it populates.
+pub(super) fn madvise(task: &Arc<Task>, addr: u64, length: u64, advice: i32) -> Result<u64, Errno> {
+    let end = length.checked_next_multiple_of(PAGE).and_then(|size| addr.checked_add(size));
+    match (advice, end) {
+        (MADV_POPULATE_READ | MADV_POPULATE_WRITE, Some(end)) if addr < end => {
+            populate(task, addr..end, advice)?;
+        }
+        _ => task.own_space().madvise(addr, length, advice)?,
+    }
+    Ok(0)
+}
+
+/// Populates a range piece by piece: in between others may run, and a process that was killed ends.
+fn populate(task: &Arc<Task>, range: Range<u64>, advice: i32) -> Result<(), Errno> {
+    const PIECE: u64 = 2 << 20;
+    let space = task.own_space();
+    let mut at = range.start;
+    loop {
+        let bytes = (range.end - at).min(PIECE);
+        space.madvise(at, bytes, advice)?;
+        at += bytes;
+        if at == range.end {
+            return Ok(());
+        }
+        sched::switch_out(Outcome::Yield);
+        if task.killed().is_some() {
+            return Err(Errno::EINTR);
+        }
+    }
 }
 
 /// `mincore(addr, length, vec)`

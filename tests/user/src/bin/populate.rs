@@ -1,0 +1,54 @@
+//! Populates memory, which takes a while, and lets others run meanwhile: on one CPU too. Not under QEMU's user emulation,
+//! which does not populate by `madvise`.
+#![no_std]
+#![no_main]
+
+use core::sync::atomic::{AtomicU32, Ordering};
+
+use user::println;
+use user::start::Environment;
+use user::sys::{self, ANONYMOUS, READ, READ_WRITE, SHARED, exit, exited, fork, mmap, nr, raw, wait};
+
+const BYTES: usize = 256 << 20;
+const MADV_POPULATE_READ: usize = 22;
+const MAP_POPULATE: usize = 0x8000;
+/// How often somebody else has to run at least.
+const ENOUGH: u32 = 16;
+
+fn by_advice() -> sys::Result {
+    let start = mmap(BYTES, READ, ANONYMOUS)?;
+    raw(nr::MADVISE, &[start, BYTES, MADV_POPULATE_READ])
+}
+
+fn by_flag() -> sys::Result {
+    mmap(BYTES, READ, ANONYMOUS | MAP_POPULATE)
+}
+
+#[unsafe(no_mangle)]
+fn main(_: Environment) -> i32 {
+    let shared = mmap(4096, READ_WRITE, SHARED).expect("memory");
+    // SAFETY: a page of zeroes of this program's, which is mapped for good.
+    let [state, turns] = unsafe { &*(shared as *const [AtomicU32; 2]) };
+    for (how, populate) in [("madvise", by_advice as fn() -> sys::Result), ("mmap", by_flag)] {
+        state.store(0, Ordering::Release);
+        turns.store(0, Ordering::Release);
+        let child = fork().expect("fork");
+        if child == 0 {
+            state.store(1, Ordering::Release);
+            let result = populate();
+            state.store(2, Ordering::Release);
+            exit(i32::from(result.is_err()));
+        }
+        while state.load(Ordering::Acquire) != 2 {
+            if state.load(Ordering::Acquire) == 1 {
+                turns.fetch_add(1, Ordering::AcqRel);
+            }
+            let _ = raw(nr::SCHED_YIELD, &[]);
+        }
+        assert_eq!(wait(child as isize), Ok((child, exited(0))), "{how}");
+        let turns = turns.load(Ordering::Acquire);
+        assert!(turns >= ENOUGH, "{how}: others ran {turns} times only");
+        println!("{how} lets others run");
+    }
+    0
+}
