@@ -98,7 +98,7 @@ fn with_pins_led() -> Vec<u8> {
     let movz = |register: u32, upper: u32| 0xd2a0_0000 | upper << 5 | register;
     let movk = |register: u32, lower: u32| 0xf280_0000 | lower << 5 | register;
     let str_w_4 = 0xb900_0400 | 9 << 5 | 10;
-    let branch = |bytes: u32| 0x1400_0000 | bytes / 4;
+    let branch = |bytes: u32| 0x1400_0000 | (bytes / 4);
     put(0, &branch(64).to_le_bytes());
     let code = [movz(9, 0xfe20), movz(10, 0x2), movk(10, 0x4000), str_w_4, branch(4096 - 80)];
     for (index, word) in code.into_iter().enumerate() {
