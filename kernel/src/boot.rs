@@ -8,7 +8,7 @@ use arch::{PhysAddr, VirtAddr};
 use kernel::bootargs::{self, BootArgs};
 use kernel::dt;
 use kernel::memblock::{self, MemBlock};
-use kernel::platform::{Gic, PhysRange, Platform, Uart};
+use kernel::platform::{Gic, PhysRange, Platform};
 use log::{info, warn};
 
 use crate::console::println;
