@@ -175,7 +175,8 @@ fn the_largest_trees_are_read_soon() {
         let start = Instant::now();
         assert_eq!(survives(&blob), Err(DtError::NoGic));
         let _ = cpus_of(&blob);
-        assert!(start.elapsed() < Duration::from_secs(20), "{:?}", start.elapsed());
+        // Some seconds, on a machine with nothing else to do; with the square it would be hours.
+        assert!(start.elapsed() < Duration::from_secs(200), "{:?}", start.elapsed());
     }
 }
 
