@@ -21,7 +21,7 @@ pub const IMAGE_MAX: u64 = 16 << 20;
 const EARLY_L3_TABLES: u64 = IMAGE_MAX / (2 << 20) + 1;
 
 /// `TCR_EL1` without the fields that depend on the CPU (IPS, AS): 48-bit addresses and 4 KiB granule in
-/// both halves, walks Inner Shareable and Write-Back (DDI 0487, D24.2, TCR_EL1).
+/// both halves, walks Inner Shareable and Write-Back, no tags in the upper half (DDI 0487, D24.2, TCR_EL1).
 const TCR: u64 = {
     const T0SZ: u64 = 16;
     const IRGN0_WBWA: u64 = 1 << 8;
@@ -32,7 +32,9 @@ const TCR: u64 = {
     const ORGN1_WBWA: u64 = 1 << 26;
     const SH1_INNER: u64 = 3 << 28;
     const TG1_4K: u64 = 2 << 30;
-    T0SZ | IRGN0_WBWA | ORGN0_WBWA | SH0_INNER | T1SZ | IRGN1_WBWA | ORGN1_WBWA | SH1_INNER | TG1_4K
+    // Programs may use the top byte of an address, as on Linux.
+    const TBI0: u64 = 1 << 37;
+    TBI0 | T0SZ | IRGN0_WBWA | ORGN0_WBWA | SH0_INNER | T1SZ | IRGN1_WBWA | ORGN1_WBWA | SH1_INNER | TG1_4K
 };
 
 /// `SCTLR_EL1`: MMU, data and instruction caches, SP alignment checks; the rest as RES1.

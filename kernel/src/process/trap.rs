@@ -39,7 +39,7 @@ const INSTRUCTION: u64 = 4;
 /// A synchronous exception of the current task. On return it goes on with the registers in `frame`.
 pub(crate) fn synchronous(frame: &mut TrapFrame) {
     let esr = Esr::new(frame.esr);
-    let far = VirtAddr::new(frame.far);
+    let far = untagged(frame.far);
     let task = sched::current().expect("a task runs at EL0");
     // SAFETY: a system call or a fault may take long, and holds no lock yet. The registers of the exception were read.
     unsafe { daif::unmask() };
@@ -62,6 +62,12 @@ pub(crate) fn synchronous(frame: &mut TrapFrame) {
     };
     leave(task, ended);
     daif::save_and_mask();
+}
+
+/// The address that faulted without its tag, which hardware ignores in the lower half (TCR_EL1.TBI0).
+fn untagged(far: u64) -> VirtAddr {
+    let is_lower = far & 1 << 55 == 0;
+    VirtAddr::new(if is_lower { far & !(0xff << 56) } else { far })
 }
 
 /// After an interrupt that was taken from EL0: the time slice has ended. Interrupts are masked.

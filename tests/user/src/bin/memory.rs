@@ -54,6 +54,12 @@ fn anonymous(on_qemu_user: bool) {
     assert!(holds_pattern(start, BLOCK) && is_zero(start + BLOCK, 2 * BLOCK));
     println!("madvise: what is not needed is zero again");
 
+    let tagged = |at: usize| at | 0x55 << 56;
+    raw(nr::MADVISE, &[start + BLOCK, BLOCK, MADV_DONTNEED]).expect("madvise");
+    poke(tagged(start + BLOCK), 7);
+    assert_eq!((peek(start + BLOCK), peek(tagged(start + BLOCK)), peek(tagged(start))), (7, 7, pattern(0)));
+    println!("the top byte of an address is ignored");
+
     mprotect(start, PAGE, READ).expect("mprotect");
     assert_eq!(peek(start), pattern(0));
     assert_eq!(
