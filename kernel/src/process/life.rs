@@ -3,7 +3,7 @@
 use alloc::collections::BTreeMap;
 use alloc::sync::Arc;
 use core::ops::ControlFlow;
-use core::sync::atomic::{AtomicI32, Ordering};
+use core::sync::atomic::{AtomicI32, AtomicU64, Ordering};
 
 use arch::aarch64::task::FpState;
 use arch::aarch64::trap::TrapFrame;
@@ -13,7 +13,7 @@ use spin::{Mutex, MutexGuard};
 
 use super::space::{self, Space};
 use super::{Begin, Pid, Signal, Status, TASKS, Task, sched, uaccess};
-use crate::{features, heap};
+use crate::{features, heap, timer};
 
 /// All processes, those too that have ended and nobody has waited for.
 static TABLE: Mutex<Table> = Mutex::new(Table { processes: BTreeMap::new(), last: 0 });
@@ -92,9 +92,19 @@ pub(crate) fn any_left() -> bool {
     TASKS.load(Ordering::Acquire) != 0 || space::any_left()
 }
 
-/// What a CPU does that has nothing else to do: folds what blocks of one process qualify, of another one each time.
+/// Time between two idle passes, in milliseconds: what has nothing to do must not keep what has from its address space.
+const IDLE_PAUSE: u64 = 20;
+
+/// What a CPU does that has nothing else to do, one at a time and now and then: folds what blocks of one process qualify, of
+/// another one each time.
 pub(crate) fn idle_pass() {
     static LAST: AtomicI32 = AtomicI32::new(0);
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    let (now, due) = (timer::now(), NEXT.load(Ordering::Relaxed));
+    let next = now + timer::frequency() * IDLE_PAUSE / 1000;
+    if now < due || NEXT.compare_exchange(due, next, Ordering::Relaxed, Ordering::Relaxed).is_err() {
+        return;
+    }
     // Who has the lock has something to do.
     let Some(table) = TABLE.try_lock() else { return };
     let last = LAST.load(Ordering::Relaxed);

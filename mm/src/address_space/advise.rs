@@ -53,7 +53,7 @@ impl<'m, M: Mmu> AddressSpace<'m, M> {
             _ => {}
         }
         // Zapping page tables takes their locks alone; a fault puts there what belongs there.
-        let map = self.map.read();
+        let map = self.read_map();
         let mut at = range.start;
         let mut hole = false;
         for vma in map.vmas.overlapping(&range) {
@@ -121,7 +121,7 @@ impl<'m, M: Mmu> AddressSpace<'m, M> {
         let mut at = range.start;
         while at < range.end {
             // Anew for each page, so that who changes mappings need not wait for all.
-            let map = self.map.read();
+            let map = self.read_map();
             let vma = map.vmas.find(at).ok_or(Errno::ENOMEM)?;
             let chosen = access.unwrap_or(Self::access_to_populate(vma));
             if !permits(vma, chosen) {
@@ -176,7 +176,7 @@ impl<'m, M: Mmu> AddressSpace<'m, M> {
         }
         let pages = len.div_ceil(Self::PAGE);
         let vec = vec.get_mut(..pages as usize).ok_or(Errno::EFAULT)?;
-        let map = self.map.read();
+        let map = self.read_map();
         let mut at = addr;
         for present in vec {
             let vma = map.vmas.find(at).ok_or(Errno::ENOMEM)?;
@@ -202,7 +202,7 @@ impl<'m, M: Mmu> AddressSpace<'m, M> {
     /// Gives pages back that were advised `MADV_FREE` and not written since; at least `pages` of them, if there are so many.
     /// Returns how many. A fault does so by itself, for its own address space, when there is no memory.
     pub fn reclaim(&self, pages: u64) -> u64 {
-        self.reclaim_in(&self.map.read(), pages)
+        self.reclaim_in(&self.read_map(), pages)
     }
 
     pub(super) fn reclaim_in(&self, map: &Map<'m>, pages: u64) -> u64 {
@@ -252,7 +252,7 @@ impl<'m, M: Mmu> AddressSpace<'m, M> {
 
     /// Makes all pages old; how many were young. What a TLB still holds goes unnoticed until it is gone, which is not waited for.
     pub fn age(&self) -> u64 {
-        let _map = self.map.read();
+        let _map = self.read_map();
         let mut young = 0;
         let Ok(()) = self.for_each_batch_in(&(0..TASK_SIZE), |guard, batch| {
             let mut done = 0;
@@ -268,11 +268,12 @@ impl<'m, M: Mmu> AddressSpace<'m, M> {
     }
 
     /// Folds every block that qualifies; how many it folded. For an idle CPU. Blocks of anonymous memory of which a part was
-    /// advised `MADV_FREE` are left alone: folded, all of it would be as dirty as the rest.
+    /// advised `MADV_FREE` are left alone: folded, all of it would be as dirty as the rest. Where somebody changes the mappings,
+    /// or waits to, it does nothing.
     ///
     /// *Maintenance:* one flush for each block that it folds, where the size may not change in place.
     pub fn refold_pass(&self) -> usize {
-        let map = self.map.read();
+        let Some(map) = self.try_read_map() else { return 0 };
         let mut folded = 0;
         for vma in map.vmas.as_slice() {
             let Ok(()) = self.for_each_table(&(vma.start..vma.end), |guard, range| {

@@ -45,7 +45,7 @@ impl<'m, M: Mmu> AddressSpace<'m, M> {
     /// # Errors
     /// [`Fault`]
     pub fn handle_fault(&self, va: VirtAddr, access: Access) -> Result<Resolution, Fault> {
-        let map = self.map.read();
+        let map = self.read_map();
         let vma = map.vmas.find(va.get()).ok_or(Fault::Segv { mapped: false })?;
         if !permits(vma, access) {
             return Err(Fault::Segv { mapped: true });

@@ -21,7 +21,7 @@ impl<'m, M: Mmu> AddressSpace<'m, M> {
     /// [`Errno::ENOMEM`]; all that the child had is given back, `child`'s root table too.
     pub fn fork(&self, child: Mm<'m, M>) -> Result<Self, Errno> {
         let child = Self::new(child, self.memory, self.policy);
-        let map = self.map.write();
+        let map = self.write_map();
         let vmas = map.vmas.try_clone()?;
         for vma in map.vmas.as_slice().iter().filter(|vma| vma.is_private()) {
             self.for_each_table(&(vma.start..vma.end), |guard, range| {
@@ -33,7 +33,7 @@ impl<'m, M: Mmu> AddressSpace<'m, M> {
                 Self::for_each_batch(guard, range, |guard, batch| self.share(guard, &mut of_child, batch))
             })?;
         }
-        *child.map.write() = Map { vmas, brk_start: map.brk_start, brk: map.brk };
+        *child.write_map() = Map { vmas, brk_start: map.brk_start, brk: map.brk };
         Ok(child)
     }
 

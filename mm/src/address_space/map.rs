@@ -66,7 +66,7 @@ impl<'m, M: Mmu> AddressSpace<'m, M> {
             return Err(Errno::EINVAL);
         }
         let size = len.checked_next_multiple_of(Self::PAGE).ok_or(Errno::ENOMEM)?;
-        let mut map = self.map.write();
+        let mut map = self.write_map();
         let start = self.place(&map, addr, size, flags, file.map(|(_, offset)| offset))?;
         let range = start..start + size;
         let fixed = flags & (MAP_FIXED | MAP_FIXED_NOREPLACE) != 0;
@@ -167,7 +167,7 @@ impl<'m, M: Mmu> AddressSpace<'m, M> {
     /// - `ENOMEM`: too many mappings, or no memory for one more.
     pub fn munmap(&self, addr: u64, len: u64) -> Result<(), Errno> {
         let range = Self::user_range(addr, len).filter(|range| !range.is_empty()).ok_or(Errno::EINVAL)?;
-        let mut map = self.map.write();
+        let mut map = self.write_map();
         if map.vmas.overlapping(&range).is_empty() {
             return Ok(());
         }
@@ -190,14 +190,14 @@ impl<'m, M: Mmu> AddressSpace<'m, M> {
 
     /// Says where the heap begins, which `brk` moves the end of: behind the program's data. Nothing is mapped by it.
     pub fn set_brk_start(&self, start: u64) {
-        let mut map = self.map.write();
+        let mut map = self.write_map();
         (map.brk_start, map.brk) = (start, start);
     }
 
     /// Moves the end of the heap, as `brk` does. Returns where it is then: where it was, if it can't be moved, as Linux's
     /// system call does.
     pub fn brk(&self, addr: u64) -> u64 {
-        let mut map = self.map.write();
+        let mut map = self.write_map();
         match self.move_brk(&mut map, addr) {
             Some(()) => {
                 map.brk = addr;

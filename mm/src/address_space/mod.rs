@@ -25,9 +25,10 @@ mod remap;
 mod remote;
 
 use core::ops::ControlFlow;
+use core::sync::atomic::{AtomicU32, Ordering};
 
 use arch::{Mmu, PhysAddr, VirtAddr};
-use spin::RwLock;
+use spin::{RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use crate::asid::Context;
 use crate::contpte::Obstacle;
@@ -101,6 +102,8 @@ pub struct AddressSpace<'m, M: Mmu> {
     memory: &'m Memory<'m>,
     policy: ThpPolicy,
     map: RwLock<Map<'m>>,
+    /// How many wait for it, to write.
+    writers: AtomicU32,
 }
 
 impl<'m, M: Mmu> AddressSpace<'m, M> {
@@ -114,7 +117,7 @@ impl<'m, M: Mmu> AddressSpace<'m, M> {
         assert!(core::ptr::eq(frames, memory.frames()), "frames of another memory");
         assert!(M::GRANULE == memory.granule(), "memory of another granule");
         let map = Map { vmas: Vmas::new(M::GRANULE.page_shift()), brk_start: 0, brk: 0 };
-        Self { mm, memory, policy, map: RwLock::new(map) }
+        Self { mm, memory, policy, map: RwLock::new(map), writers: AtomicU32::new(0) }
     }
 
     /// Where the root table is, for TTBR0.
@@ -160,9 +163,32 @@ impl<'m, M: Mmu> AddressSpace<'m, M> {
         self.with_mm(|mm| mm.walk(va, size, visit))
     }
 
+    /// The mmap_lock for writing.
+    fn write_map(&self) -> RwLockWriteGuard<'_, Map<'m>> {
+        self.writers.fetch_add(1, Ordering::Relaxed);
+        let map = self.map.write();
+        self.writers.fetch_sub(1, Ordering::Relaxed);
+        map
+    }
+
+    /// The mmap_lock for reading, after those who wait to write: readers could take turns for ever.
+    fn read_map(&self) -> RwLockReadGuard<'_, Map<'m>> {
+        loop {
+            if let Some(map) = self.try_read_map() {
+                return map;
+            }
+            core::hint::spin_loop();
+        }
+    }
+
+    /// The mmap_lock for reading, unless somebody writes or wants to.
+    fn try_read_map(&self) -> Option<RwLockReadGuard<'_, Map<'m>>> {
+        if self.writers.load(Ordering::Relaxed) != 0 { None } else { self.map.try_read() }
+    }
+
     /// Calls `act` with the tables, none of which is freed meanwhile: for who reads them without their locks.
     fn with_mm<R>(&self, act: impl FnOnce(&Mm<'m, M>) -> R) -> R {
-        let _map = self.map.read();
+        let _map = self.read_map();
         act(&self.mm)
     }
 }

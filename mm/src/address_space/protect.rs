@@ -44,7 +44,7 @@ impl<'m, M: Mmu> AddressSpace<'m, M> {
         if prot & !(KNOWN | PROT_GROWSDOWN | PROT_GROWSUP) != 0 {
             return Err(Errno::EINVAL);
         }
-        let mut map = self.map.write();
+        let mut map = self.write_map();
         map.vmas.find(addr).ok_or(Errno::ENOMEM)?;
         if prot & (PROT_GROWSDOWN | PROT_GROWSUP) != 0 {
             // No mapping grows.

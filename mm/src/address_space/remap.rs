@@ -45,7 +45,7 @@ impl<'m, M: Mmu> AddressSpace<'m, M> {
         if new_len == 0 {
             return Err(Errno::EINVAL);
         }
-        let mut map = self.map.write();
+        let mut map = self.write_map();
         map.vmas.find(addr).ok_or(Errno::EFAULT)?;
         if has(MREMAP_FIXED) || has(MREMAP_DONTUNMAP) {
             return self.remap_to(&mut map, addr, len, new_len, flags, new_addr);

@@ -52,7 +52,7 @@ impl<'m, M: Mmu> AddressSpace<'m, M> {
     /// Calls `act` with the folio of an address, and the offset in it, with the entry's lock held.
     fn with_page(&self, at: u64, access: Access, mut act: impl FnMut(&Folio<'m>, u64)) -> Result<(), Errno> {
         let va = VirtAddr::new(at);
-        let map = self.map.read();
+        let map = self.read_map();
         let vma = map.vmas.find(at).filter(|vma| permits(vma, access)).ok_or(Errno::EFAULT)?;
         let usable = |pte: PteValue| {
             pte.is_valid() && (access != Access::Write || pte.is_writable() && pte.is_dirty())

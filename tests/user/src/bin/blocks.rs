@@ -16,7 +16,7 @@ use user::sys::{self, ANONYMOUS, READ, READ_WRITE, exit, exited, fold_state, mma
 const PAGE: usize = 4096;
 const PAGES: usize = 16;
 const BLOCK: usize = PAGES * PAGE;
-const ROUNDS: u32 = 500;
+const ROUNDS: u32 = 60;
 const CLONE_VM: usize = 0x100;
 const SIGCHLD: usize = 17;
 
@@ -94,7 +94,7 @@ fn main(_: Environment) -> i32 {
         mprotect(page + BLOCK, PAGE, READ_WRITE).expect("mprotect");
         mprotect(start + BLOCK, BLOCK, READ).expect("mprotect");
         mprotect(start + BLOCK, BLOCK, READ_WRITE).expect("mprotect");
-        if round % 100 == 0 {
+        if round % 20 == 0 {
             let _ = raw(nr::SCHED_YIELD, &[]);
         }
     }
