@@ -95,7 +95,7 @@ pub(crate) fn any_left() -> bool {
 /// Time between two idle passes, in milliseconds: what has nothing to do must not keep what has from its address space.
 const IDLE_PAUSE: u64 = 20;
 
-/// What a CPU does that has nothing else to do, one at a time and now and then: folds what blocks of one process qualify, of
+/// What a CPU does that has nothing else to do, one of them after each pause: folds what blocks of one process qualify, of
 /// another one each time.
 pub(crate) fn idle_pass() {
     static LAST: AtomicI32 = AtomicI32::new(0);
