@@ -7,7 +7,7 @@ use arch::{Mmu, PteValue, VirtAddr};
 
 use super::fault::permits;
 use super::ranges::Batch;
-use super::{Access, AddressSpace, Fault, Map, TASK_SIZE};
+use super::{Access, AddressSpace, Fault, TASK_SIZE};
 use crate::contpte;
 use crate::errno::Errno;
 use crate::guard::PteGuard;
@@ -129,7 +129,7 @@ impl<'m, M: Mmu> AddressSpace<'m, M> {
             }
             let done = match self.populated(vma, at, chosen) {
                 0 => {
-                    self.fault_in(&map, vma, at, chosen).map_err(|fault| match fault {
+                    self.fault_in(vma, at, chosen).map_err(|fault| match fault {
                         Fault::OutOfMemory => Errno::ENOMEM,
                         Fault::Bus | Fault::Segv { .. } => Errno::EFAULT,
                     })?;
@@ -199,13 +199,18 @@ impl<'m, M: Mmu> AddressSpace<'m, M> {
             }
     }
 
-    /// Gives pages back that were advised `MADV_FREE` and not written since; at least `pages` of them, if there are so many.
-    /// Returns how many. A fault does so by itself, for its own address space, when there is no memory.
-    pub fn reclaim(&self, pages: u64) -> u64 {
-        self.reclaim_in(&self.read_map(), pages)
-    }
-
-    pub(super) fn reclaim_in(&self, map: &Map<'m>, pages: u64) -> u64 {
+    /// Gives pages back that were advised `MADV_FREE` and not written since: at least `pages` of them, where there are so many.
+    /// One that is young is made old instead, and goes the next time, unless it is used until then: what is in use stays longest.
+    /// Returns how many went; their frames are free where nothing else of their folios is mapped. `None` where somebody changes
+    /// the mappings.
+    ///
+    /// *Locks:* tries the mmap_lock for reading; takes those of tables, one at a time. Call it with no lock held.
+    ///
+    /// *Maintenance:* one flush for each last-level table of which pages go; for each block or page that is made old one
+    /// invalidation, which is not waited for: what a TLB still holds goes unnoticed until it is gone.
+    pub fn reclaim(&self, pages: u64) -> Option<u64> {
+        // Not after those who wait to write: they may wait for who wants the memory.
+        let map = self.map.try_read()?;
         let mut reclaimed = 0;
         for vma in map.vmas.as_slice().iter().filter(|vma| vma.is_anonymous()) {
             // Enough is an error, so that it ends.
@@ -219,10 +224,10 @@ impl<'m, M: Mmu> AddressSpace<'m, M> {
                 break;
             }
         }
-        reclaimed
+        Some(reclaimed)
     }
 
-    /// Unmaps those pages of a batch that are clean, which only what was advised so is, if nobody else has them.
+    /// Unmaps those pages of a batch that are old and clean, if nobody else has them. Clean is only what was advised so.
     fn reclaim_batch(&self, guard: &mut PteGuard<'_, 'm, M>, batch: Batch) -> u64 {
         let Some(folio) = self.counted_folio(batch.pte) else { return 0 };
         if !Self::is_exclusive(guard, batch.va, batch.pte, &folio) {
@@ -231,40 +236,21 @@ impl<'m, M: Mmu> AddressSpace<'m, M> {
         let at = |i: usize| VirtAddr::new(batch.va.get() + i as u64 * Self::PAGE);
         let (mut i, mut reclaimed) = (0, 0);
         while i < batch.nr {
-            let clean = |guard: &_, i: &usize| !ptep_get(guard, at(*i)).is_dirty();
-            let nr = (i..batch.nr).take_while(|i| clean(guard, i)).count();
-            if nr == 0 {
-                i += 1;
-                continue;
-            }
-            let pte = get_and_clear_ptes(guard, at(i), nr);
-            if pte.is_dirty() {
-                // Written to at the last moment.
-                set_ptes(guard, at(i), pte, nr);
-            } else {
-                self.unmapped(guard, pte, nr);
-                reclaimed += nr as u64;
+            // Of a folded block all pages are clean, or none, and young together.
+            let nr = pte_batch_hint(guard, at(i)).min(batch.nr - i);
+            if !ptep_get(guard, at(i)).is_dirty() && !ptep_clear_flush_young(guard, at(i)) {
+                let pte = get_and_clear_ptes(guard, at(i), nr);
+                if pte.is_dirty() {
+                    // Written to at the last moment.
+                    set_ptes(guard, at(i), pte, nr);
+                } else {
+                    self.unmapped(guard, pte, nr);
+                    reclaimed += nr as u64;
+                }
             }
             i += nr;
         }
         reclaimed
-    }
-
-    /// Makes all pages old; how many were young. What a TLB still holds goes unnoticed until it is gone, which is not waited for.
-    pub fn age(&self) -> u64 {
-        let _map = self.read_map();
-        let mut young = 0;
-        let Ok(()) = self.for_each_batch_in(&(0..TASK_SIZE), |guard, batch| {
-            let mut done = 0;
-            while batch.pte.is_valid() && done < batch.nr {
-                let va = VirtAddr::new(batch.va.get() + done as u64 * Self::PAGE);
-                let nr = pte_batch_hint(guard, va).min(batch.nr - done);
-                young += if ptep_clear_flush_young(guard, va) { nr as u64 } else { 0 };
-                done += nr;
-            }
-            Ok::<(), Infallible>(())
-        });
-        young
     }
 
     /// Folds every block that qualifies; how many it folded. For an idle CPU. Blocks of anonymous memory of which a part was

@@ -5,7 +5,7 @@ use core::sync::atomic::{Ordering, fence};
 
 use arch::{Mmu, PteValue, VirtAddr};
 
-use super::{Access, AddressSpace, Fault, Map, Resolution};
+use super::{Access, AddressSpace, Fault, Resolution};
 use crate::frame::{Folio, FolioRef};
 use crate::guard::PteGuard;
 use crate::memory::block_order;
@@ -50,17 +50,11 @@ impl<'m, M: Mmu> AddressSpace<'m, M> {
         if !permits(vma, access) {
             return Err(Fault::Segv { mapped: true });
         }
-        self.fault_in(&map, vma, va.get(), access)
+        self.fault_in(vma, va.get(), access)
     }
 
     /// Makes an access possible that the mapping permits.
-    pub(super) fn fault_in(
-        &self,
-        map: &Map<'m>,
-        vma: &Vma<'m>,
-        va: u64,
-        access: Access,
-    ) -> Result<Resolution, Fault> {
+    pub(super) fn fault_in(&self, vma: &Vma<'m>, va: u64, access: Access) -> Result<Resolution, Fault> {
         let page = va & !(Self::PAGE - 1);
         let va = VirtAddr::new(page);
         loop {
@@ -69,7 +63,7 @@ impl<'m, M: Mmu> AddressSpace<'m, M> {
             let step = match present {
                 Some(guard) if pte.is_valid() => {
                     if access == Access::Write && !pte.is_writable() {
-                        self.copy_on_write(map, vma, guard, va, pte)?
+                        self.copy_on_write(vma, guard, va, pte)?
                     } else {
                         Some(self.use_entry(guard, va, pte, access))
                     }
@@ -79,7 +73,7 @@ impl<'m, M: Mmu> AddressSpace<'m, M> {
                 }
                 guard => {
                     drop(guard);
-                    self.fill(map, vma, page, access)?
+                    self.fill(vma, page, access)?
                 }
             };
             if let Some(resolution) = step {
@@ -106,26 +100,22 @@ impl<'m, M: Mmu> AddressSpace<'m, M> {
     }
 
     /// Nothing is mapped at `page`.
-    fn fill(&self, map: &Map<'m>, vma: &Vma<'m>, page: u64, access: Access) -> Step {
+    fn fill(&self, vma: &Vma<'m>, page: u64, access: Access) -> Step {
         let at = vma.page_at(page, M::GRANULE.page_shift());
         match &vma.backing {
-            Backing::Anonymous if access == Access::Write => self.fill_anonymous(map, vma, page),
-            Backing::Anonymous => self.fill_with_zeroes(map, vma, page),
+            Backing::Anonymous if access == Access::Write => self.fill_anonymous(vma, page),
+            Backing::Anonymous => self.fill_with_zeroes(vma, page),
             Backing::File { file, .. } => {
                 let (first, folio) = file.folio(at).ok_or(Fault::Bus)?;
-                self.fill_from(map, vma, page, first..file.pages().min(first + folio.frames()), folio, access)
+                self.fill_from(vma, page, first..file.pages().min(first + folio.frames()), folio, access)
             }
             Backing::Shared { object, .. } => {
-                let largest = self.largest_order();
-                let made = match object.make_folio(at, largest) {
-                    Err(NoFolio::OutOfMemory) if self.reclaim_some(map) => object.make_folio(at, largest),
-                    made => made,
-                };
+                let made = object.make_folio(at, self.largest_order());
                 let (first, folio) = made.map_err(|why| match why {
                     NoFolio::Beyond => Fault::Bus,
                     NoFolio::OutOfMemory => Fault::OutOfMemory,
                 })?;
-                self.fill_from(map, vma, page, first..first + folio.frames(), &folio, access)
+                self.fill_from(vma, page, first..first + folio.frames(), &folio, access)
             }
         }
     }
@@ -137,31 +127,9 @@ impl<'m, M: Mmu> AddressSpace<'m, M> {
         }
     }
 
-    /// Locks the table of a page, making what is missing. No other may be locked: when memory is short, some is reclaimed.
-    fn lock_table(&self, map: &Map<'m>, page: u64) -> Result<PteGuard<'_, 'm, M>, Fault> {
-        loop {
-            if let Ok(guard) = self.mm.lock_table(VirtAddr::new(page), self.memory.tables()) {
-                return Ok(guard);
-            }
-            if !self.reclaim_some(map) {
-                return Err(Fault::OutOfMemory);
-            }
-        }
-    }
-
-    /// Reclaims until a frame is free; whether one is. No table may be locked.
-    fn reclaim_some(&self, map: &Map<'m>) -> bool {
-        let mut pages = 1 << block_order(M::GRANULE);
-        loop {
-            // Pages that go may leave others of their folio, which keep it.
-            if self.reclaim_in(map, pages) == 0 {
-                return false;
-            }
-            if self.memory.frames().free_frames() > 0 {
-                return true;
-            }
-            pages *= 2;
-        }
+    /// Locks the table of a page, making what is missing.
+    fn lock_table(&self, page: u64) -> Result<PteGuard<'_, 'm, M>, Fault> {
+        self.mm.lock_table(VirtAddr::new(page), self.memory.tables()).map_err(|_| Fault::OutOfMemory)
     }
 
     /// The 2^order pages around `page`, which must be aligned, if the mapping has all of them and nothing but zeroes is there.
@@ -188,37 +156,26 @@ impl<'m, M: Mmu> AddressSpace<'m, M> {
     }
 
     /// A write to memory that was never written to.
-    fn fill_anonymous(&self, map: &Map<'m>, vma: &Vma<'m>, page: u64) -> Step {
-        let guard = self.lock_table(map, page)?;
+    fn fill_anonymous(&self, vma: &Vma<'m>, page: u64) -> Step {
+        let guard = self.lock_table(page)?;
         let fits = |guard: &_, order: &u8| self.empty_range(guard, vma, page, *order).is_some();
         let Some(largest) = (0..=self.largest_order()).rev().find(|order| fits(&guard, order)) else {
             return Ok(None);
         };
         // What takes time is done without the lock.
         drop(guard);
-        let folio = self.alloc(map, largest)?;
+        let folio = self.alloc(largest)?;
         self.memory.contents().clear(&folio);
-        let mut guard = self.lock_table(map, page)?;
+        let mut guard = self.lock_table(page)?;
         let Some(range) = self.empty_range(&guard, vma, page, folio.order()) else { return Ok(None) };
         self.replace(&mut guard, range, vma, &folio)?;
         Ok(Some(Resolution::Changed))
     }
 
     /// A folio of this order or, when memory is short, a smaller one.
-    fn alloc(&self, map: &Map<'m>, largest: u8) -> Result<Folio<'m>, Fault> {
+    fn alloc(&self, largest: u8) -> Result<Folio<'m>, Fault> {
         let alloc = |order| self.memory.frames().alloc(order).ok();
-        if let Some(folio) = (0..=largest).rev().find_map(alloc) {
-            return Ok(folio);
-        }
-        loop {
-            if !self.reclaim_some(map) {
-                return Err(Fault::OutOfMemory);
-            }
-            // Another CPU may have it already.
-            if let Some(folio) = alloc(0) {
-                return Ok(folio);
-            }
-        }
+        (0..=largest).rev().find_map(alloc).ok_or(Fault::OutOfMemory)
     }
 
     /// Maps all of a folio, with all that the mapping permits, in place of what was there.
@@ -248,8 +205,8 @@ impl<'m, M: Mmu> AddressSpace<'m, M> {
     }
 
     /// A read of memory that was never written to: the block of zeroes is mapped, as a whole where it fits.
-    fn fill_with_zeroes(&self, map: &Map<'m>, vma: &Vma<'m>, page: u64) -> Step {
-        let mut guard = self.lock_table(map, page)?;
+    fn fill_with_zeroes(&self, vma: &Vma<'m>, page: u64) -> Step {
+        let mut guard = self.lock_table(page)?;
         let order = block_order(M::GRANULE);
         let whole = match self.policy {
             ThpPolicy::Always => self.empty_range(&guard, vma, page, order),
@@ -277,7 +234,6 @@ impl<'m, M: Mmu> AddressSpace<'m, M> {
     /// Maps what is missing around `page` of a folio that is shared with others, and has these pages of the file or object.
     fn fill_from(
         &self,
-        map: &Map<'m>,
         vma: &Vma<'m>,
         page: u64,
         pages: Range<u64>,
@@ -285,7 +241,7 @@ impl<'m, M: Mmu> AddressSpace<'m, M> {
         access: Access,
     ) -> Step {
         let at = vma.page_at(page, M::GRANULE.page_shift());
-        let mut guard = self.lock_table(map, page)?;
+        let mut guard = self.lock_table(page)?;
         let (base, size) = guard.span();
         let range = match self.policy {
             ThpPolicy::Never => page..page + Self::PAGE,
@@ -324,7 +280,6 @@ impl<'m, M: Mmu> AddressSpace<'m, M> {
     /// what others have too.
     fn copy_on_write(
         &self,
-        map: &Map<'m>,
         vma: &Vma<'m>,
         mut guard: PteGuard<'_, 'm, M>,
         va: VirtAddr,
@@ -333,7 +288,7 @@ impl<'m, M: Mmu> AddressSpace<'m, M> {
         assert!(vma.is_private(), "{va}: {pte:?} in a shared mapping that may be written to");
         let Some(folio) = self.counted_folio(pte) else {
             drop(guard);
-            return self.fill_anonymous(map, vma, va.get());
+            return self.fill_anonymous(vma, va.get());
         };
         if Self::is_exclusive(&guard, va, pte, &folio) {
             self.take_back(&mut guard, vma, va, pte, &folio);
@@ -346,7 +301,7 @@ impl<'m, M: Mmu> AddressSpace<'m, M> {
         // A block or, when memory is short, the page.
         let new = match self.memory.frames().alloc(nr.ilog2() as u8) {
             Ok(new) => new,
-            Err(_) => self.alloc(map, 0)?,
+            Err(_) => self.alloc(0)?,
         };
         let size = new.frames() * Self::PAGE;
         let start = va.get() & !(size - 1);
@@ -354,7 +309,7 @@ impl<'m, M: Mmu> AddressSpace<'m, M> {
         let offset = (pte.pa().pfn(M::GRANULE).get() - old.head().get()) * Self::PAGE - before;
         self.memory.contents().copy((&old, offset), (&new, 0), size);
 
-        let mut guard = self.lock_table(map, va.get())?;
+        let mut guard = self.lock_table(va.get())?;
         let (start, nr) = (VirtAddr::new(start), new.frames() as usize);
         let now = ptep_get(&guard, start);
         let same = now.is_valid() && now.attributes().advanced(before) == pte.attributes();

@@ -82,7 +82,7 @@ pub enum Fault {
     },
     /// SIGBUS: behind the end of a file.
     Bus,
-    /// There is no memory for it; nothing was changed.
+    /// There is no memory for it. The fault may be handled again after some was given back: [`AddressSpace::reclaim`].
     OutOfMemory,
 }
 

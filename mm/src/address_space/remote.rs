@@ -72,7 +72,7 @@ impl<'m, M: Mmu> AddressSpace<'m, M> {
                 }
                 return Ok(());
             }
-            self.fault_in(&map, vma, at, access).map_err(|fault| match fault {
+            self.fault_in(vma, at, access).map_err(|fault| match fault {
                 Fault::OutOfMemory => Errno::ENOMEM,
                 Fault::Bus | Fault::Segv { .. } => Errno::EFAULT,
             })?;

@@ -83,13 +83,24 @@ impl<G: GranuleType + Sync> World<'_, G> {
             }
             match self.processes[process].space.handle_fault(va, access) {
                 Ok(_) => {}
-                Err(Fault::OutOfMemory) if self.is_short() => return,
+                Err(Fault::OutOfMemory) if self.is_short() => {
+                    if self.reclaim() == 0 {
+                        return;
+                    }
+                }
                 Err(fault) => panic!("{access:?} of page {page:#x} is {fault:?}"),
             }
             // Time passes: what another CPU has stored is seen by walks at last.
             (0..CPUS).for_each(|cpu| self.machine.cpu(cpu).publish());
         }
         panic!("{access:?} of page {page:#x} faults again and again");
+    }
+
+    /// Takes what may be taken of all processes; how many pages. What is young goes in the second round.
+    fn reclaim(&self) -> u64 {
+        let round =
+            || self.processes.iter().filter_map(|process| process.space.reclaim(u64::MAX)).sum::<u64>();
+        round() + round()
     }
 
     fn perform(&mut self, process: usize, page: u64, access: Access, pfn: arch::Pfn) {

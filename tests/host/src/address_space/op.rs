@@ -87,8 +87,6 @@ pub enum Step {
     Refold,
     /// Takes pages that were advised to be free.
     Reclaim { pages: u8 },
-    /// Makes everything old.
-    Age,
     /// The kernel reads all of the memory, or writes to each page.
     Kernel { at: Pages, write: bool },
     /// Asks what is in memory.
@@ -177,7 +175,7 @@ impl Op {
             27 => match x % 4 {
                 0 => Step::Exit,
                 1 | 2 => Step::Refold,
-                _ => Step::Age,
+                _ => Step::Advise { at, advice: MADV_COLD },
             },
             28 => Step::InCore { at },
             29 => Step::Advise { at, advice: MADV_FREE },

@@ -35,7 +35,6 @@ impl<'m, G: GranuleType + Sync> World<'m, G> {
                 self.expect_refolded(process, &self.arena());
             }
             Step::Reclaim { pages } => _ = self.processes[process].space.reclaim(u64::from(pages)),
-            Step::Age => _ = self.processes[process].space.age(),
             Step::Kernel { at, write } => {
                 for page in self.mapped_range(process, at) {
                     if write { self.kernel_writes(process, page) } else { self.kernel_reads(process, page) }

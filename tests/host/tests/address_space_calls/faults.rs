@@ -9,6 +9,7 @@ on_all!(memory_that_may_not_be_accessed_keeps_what_is_in_it);
 on_all!(a_file_folds_and_ends);
 on_all!(a_fault_that_is_over_is_spurious);
 on_all!(pages_advised_free_are_taken_when_memory_is_short);
+on_all!(what_is_young_goes_last);
 on_all!(an_idle_pass_leaves_what_may_be_lost);
 on_all!(what_moves_keeps_its_blocks_where_it_can);
 on_all!(tables_go_with_what_they_translate);
@@ -183,13 +184,10 @@ mod inner {
             assert_eq!(world.fault(0, 0, access), Ok(Resolution::Spurious));
         }
         // Without hardware that sets it, the access flag is set by a fault, for all of the block.
-        assert_eq!(world.processes[0].space.age(), world.block());
-        assert_eq!(world.processes[0].space.age(), 0);
+        world.advise(0, 0, world.block(), MADV_COLD);
         assert_eq!(world.fault(0, 1, Access::Read), Ok(Resolution::Changed));
         assert_eq!(world.fault(0, 2, Access::Read), Ok(Resolution::Spurious));
         assert_eq!(world.why(0, 0), Ok(()));
-        world.advise(0, 0, world.block(), MADV_COLD);
-        assert_eq!(world.fault(0, 1, Access::Read), Ok(Resolution::Changed));
     }
 
     pub(super) fn pages_advised_free_are_taken_when_memory_is_short<G: GranuleType + Sync>(
@@ -203,31 +201,41 @@ mod inner {
         world.set_word(0, 2, 77);
         assert!((0..3 * block).all(|page| page == 2 || world.word(0, page) == 1 + page as u32));
         // Dirty is of the block where it is folded, so the first one is kept.
-        assert_eq!(world.processes[0].space.reclaim(u64::MAX), 4);
+        assert_eq!(world.processes[0].space.reclaim(u64::MAX), Some(4));
         assert_eq!((world.word(0, 2), world.word(0, 3)), (77, 4));
         assert_eq!((world.word(0, block + 3), world.word(0, block + 4)), (0, block as u32 + 5));
         world.advise(0, 0, block, MADV_FREE);
         let free = world.frames.free_frames();
-        assert_eq!(world.processes[0].space.reclaim(1), block);
+        assert_eq!(world.processes[0].space.reclaim(1), Some(block));
         assert_eq!(world.frames.free_frames() - free, block);
         assert_eq!(world.word(0, 2), 0);
-        // A fault takes them when there is nothing else.
+        // A fault has none while there is nothing else, and some after it.
         world.advise(0, 2 * block, block, MADV_FREE);
         let all: Vec<_> = std::iter::from_fn(|| world.frames.alloc(0).ok()).collect();
+        assert_eq!(world.fault(0, 0, Access::Write), Err(Fault::OutOfMemory));
+        assert_eq!(world.processes[0].space.reclaim(1), Some(block));
         assert_eq!(world.fault(0, 0, Access::Write), Ok(Resolution::Changed));
         assert_eq!(world.word(0, 2 * block + 1), 0);
         drop(all);
-        // Pages that go may leave others of their folio, which keep it: so more must go. Tables come of it as pages do.
-        (0..3 * block).for_each(|page| world.set_word(0, page, 1));
-        let space = &world.processes[0].space;
-        let far = space.mmap(1 << 40, World::<G>::va(1), RW, PRIVATE, None).unwrap();
-        world.advise(0, 0, block / 2, MADV_FREE);
-        world.advise(0, block, block, MADV_FREE);
-        let all: Vec<_> = std::iter::from_fn(|| world.frames.alloc(0).ok()).collect();
-        let space = &world.processes[0].space;
-        assert_eq!(space.handle_fault(VirtAddr::new(far), Access::Write), Ok(Resolution::Changed));
-        drop(all);
-        space.munmap(far, World::<G>::va(1)).unwrap();
+    }
+
+    /// A page that was used since it was advised goes after those that were not.
+    pub(super) fn what_is_young_goes_last<G: GranuleType + Sync>(world: &mut World<'_, G>) {
+        let block = world.block();
+        world.map(0, 0, 2 * block, RW, PRIVATE);
+        (0..2 * block).for_each(|page| world.set_word(0, page, 1 + page as u32));
+        world.advise(0, 0, 2 * block, MADV_FREE);
+        // Of the first block one page is used, which makes the block young.
+        assert_eq!(world.fault(0, 3, Access::Read), Ok(Resolution::Changed));
+        let reclaim = |world: &World<'_, G>, pages| world.processes[0].space.reclaim(pages);
+        assert_eq!(reclaim(world, 1), Some(block), "the second block");
+        assert_eq!((world.word(0, 3), world.word(0, block + 3)), (4, 0));
+        // It is used again before the next round, so it stays again.
+        assert_eq!(world.fault(0, 5, Access::Read), Ok(Resolution::Changed));
+        assert_eq!(reclaim(world, 1), Some(0));
+        assert_eq!(world.word(0, 5), 6);
+        assert_eq!(reclaim(world, 1), Some(block), "nobody has used it since");
+        assert_eq!(world.word(0, 3), 0);
     }
 
     /// An idle CPU folds what qualifies, but does not take back what was advised.
@@ -238,7 +246,7 @@ mod inner {
         world.advise(0, 0, block / 2, MADV_FREE);
         let space = &world.processes[0].space;
         assert_eq!(space.refold_pass(), 0);
-        assert_eq!(space.reclaim(u64::MAX), block / 2);
+        assert_eq!(space.reclaim(u64::MAX), Some(block / 2));
     }
 
     pub(super) fn what_moves_keeps_its_blocks_where_it_can<G: GranuleType + Sync>(world: &mut World<'_, G>) {

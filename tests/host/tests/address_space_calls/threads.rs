@@ -51,7 +51,6 @@ fn threads_at_once<G: GranuleType + Sync>(world: &mut World<'_, G>) {
                 space.mprotect(page, va(2), RW).expect("it is mapped");
                 space.madvise(page, va(2), [MADV_DONTNEED, MADV_FREE][round % 2]).expect("it is mapped");
                 space.refold_pass();
-                space.age();
                 space.reclaim(1);
                 let other =
                     space.mmap(0, va(block), RW, PRIVATE | MAP_POPULATE, None).expect("there is room");
