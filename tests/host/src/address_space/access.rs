@@ -120,7 +120,10 @@ impl<G: GranuleType + Sync> World<'_, G> {
     pub(super) fn saw(&mut self, process: usize, page: u64, token: u32) {
         let meant = self.processes[process].reference.get(page).expect("a page that is mapped");
         let seen = match meant.kind {
-            Kind::Anonymous { free: true, .. } if token == 0 => Kind::Anonymous { token: 0, free: false },
+            // Of a page that held zeroes it can't be told.
+            Kind::Anonymous { free: true, token: before } if token == 0 && before != 0 => {
+                Kind::Anonymous { token: 0, free: false }
+            }
             // It was copied, with the block that it is in, before the file was written: whether a private mapping sees that
             // is not specified.
             Kind::Private { file, page, copy: None } if self.file_history.contains(&(file, page, token)) => {

@@ -80,6 +80,11 @@ impl Reference {
         self.pages.get(&page).copied()
     }
 
+    /// Whether a page was advised to be free, and not written to since.
+    pub fn is_free(&self, page: u64) -> bool {
+        self.get(page).is_some_and(|page| matches!(page.kind, Kind::Anonymous { free: true, .. }))
+    }
+
     pub fn unmap(&mut self, range: &Range<u64>) {
         range.clone().for_each(|page| _ = self.pages.remove(&page));
     }
