@@ -7,6 +7,7 @@ on_all!(a_write_to_a_shared_block_copies_it_or_a_page);
 on_all!(what_is_shared_stays_shared);
 on_all!(permissions_do_not_undo_copy_on_write);
 on_all!(a_child_does_not_lose_what_follows_a_page_that_is_free);
+on_all!(what_is_free_goes_from_all_who_share_it);
 on_all!(a_fork_without_memory_leaves_the_parent_as_it_was);
 
 mod inner {
@@ -140,6 +141,25 @@ mod inner {
         world.exit(0, 0);
         world.processes[1].space.reclaim(u64::MAX);
         assert!((1..block).all(|page| world.word(1, page) == 1 + page as u32));
+    }
+
+    /// What was advised to be free may go from each of those who have it, and is free when it is gone from all.
+    pub(super) fn what_is_free_goes_from_all_who_share_it<G: GranuleType + Sync>(world: &mut World<'_, G>) {
+        let block = world.block();
+        world.map(0, 0, 2 * block, RW, PRIVATE);
+        (0..2 * block).for_each(|page| world.set_word(0, page, 1 + page as u32));
+        world.advise(0, 0, 2 * block, MADV_FREE);
+        fork(world, 1);
+        world.set_word(1, 3, 7);
+        let (used, reclaim) =
+            (world.used(), |process: usize| world.processes[process].space.reclaim(u64::MAX));
+        // The child has copied the first block to write to it.
+        assert_eq!((reclaim(0), world.used()), (Some(2 * block), used - block));
+        assert_eq!((reclaim(1), world.used()), (Some(block), used - 2 * block));
+        assert!((0..2 * block).all(|page| world.word(0, page) == 0));
+        let of_child = |page| if page == 3 { 7 } else { 1 + page as u32 };
+        assert!((0..block).all(|page| world.word(1, page) == of_child(page)));
+        assert!((block..2 * block).all(|page| world.word(1, page) == 0));
     }
 
     pub(super) fn a_fork_without_memory_leaves_the_parent_as_it_was<G: GranuleType + Sync>(
