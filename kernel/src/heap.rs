@@ -3,19 +3,27 @@
 //! The allocator needs new memory directly after what it has, hence the window. It grows outside of the heap's
 //! lock, so that what is needed to map frames may take its own locks; and never in interrupt context, where
 //! those locks may be held by what was interrupted.
+//!
+//! After boot nothing is allocated that can't fail: `try_reserve` of `Vec`, and [`try_arc`].
 
+use alloc::alloc::{alloc, dealloc};
+use alloc::sync::Arc;
+use alloc::vec::Vec;
 use core::alloc::{GlobalAlloc, Layout};
+use core::cell::Cell;
 use core::ptr::{self, NonNull};
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use arch::VirtAddr;
+use arch::aarch64::daif;
+use kernel::platform::MAX_CPUS;
 use linked_list_allocator::Heap;
 use mm::frame::Folio;
 use spin::Mutex;
 
 use crate::lock::IrqMutex;
 use crate::vm::{GRANULE, HEAP_WINDOW, PAGE};
-use crate::{memory, trap, vm};
+use crate::{cpu, memory, process, trap, vm};
 
 /// Frames come in folios of 64 KiB where there are any, so that they fold into one TLB entry.
 const PREFERRED_ORDER: u8 = 4;
@@ -82,6 +90,12 @@ impl KernelHeap {
 // SAFETY: what `Heap` gives out is disjoint, aligned and of the size asked for; it is behind a lock.
 unsafe impl GlobalAlloc for KernelHeap {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        if let Some(block) = HANDED[cpu::index()].take(layout) {
+            return block.as_ptr();
+        }
+        if process::injection::denies() {
+            return ptr::null_mut();
+        }
         if let Some(block) = self.try_alloc(layout) {
             return block.as_ptr();
         }
@@ -107,18 +121,57 @@ unsafe impl GlobalAlloc for KernelHeap {
     }
 }
 
-/// Makes sure that `bytes` bytes are free, in however many pieces; `false` where there is not so much memory. Others may
-/// take them.
-pub(crate) fn reserve(bytes: usize) -> bool {
-    let missing = || bytes.saturating_sub(HEAP.heap.lock().free());
-    if missing() == 0 {
-        return true;
+/// A block that [`try_arc`] has allocated, on its way to the `Arc` that will ask for it.
+struct Handed(Cell<Option<(NonNull<u8>, Layout)>>);
+
+// SAFETY: each is used by its own CPU only, and set while interrupts are masked.
+unsafe impl Sync for Handed {}
+
+static HANDED: [Handed; MAX_CPUS] = [const { Handed(Cell::new(None)) }; MAX_CPUS];
+
+impl Handed {
+    /// The block, if there is one of this layout.
+    fn take(&self, layout: Layout) -> Option<NonNull<u8>> {
+        let (block, of) = self.0.get()?;
+        (of == layout).then(|| {
+            self.0.set(None);
+            block
+        })
     }
-    let mut end = HEAP.end.lock();
-    match missing() {
-        0 => true,
-        more => HEAP.grow(&mut end, more as u64),
-    }
+}
+
+/// An `Arc`, or `None` where there is no memory for it; `Arc::new` would end the kernel then, and `Arc::try_new` is not stable.
+/// So the block is allocated here, and given to `Arc::new` when it allocates.
+///
+/// # Panics
+/// Where `Arc` has not the layout that it is known to have: with another toolchain.
+pub(crate) fn try_arc<T>(value: T) -> Option<Arc<T>> {
+    /// What an `Arc` points to: its two counts, and the value.
+    #[repr(C)]
+    struct ArcInner<T>(usize, usize, T);
+
+    let layout = Layout::new::<ArcInner<T>>();
+    // SAFETY: it has the counts, so it is not empty.
+    let block = NonNull::new(unsafe { alloc(layout) })?;
+    daif::masked(|| {
+        let handed = &HANDED[cpu::index()];
+        handed.0.set(Some((block, layout)));
+        let arc = Arc::new(value);
+        if let Some(block) = handed.take(layout) {
+            // SAFETY: it was allocated with this layout, and nobody has taken it.
+            unsafe { dealloc(block.as_ptr(), layout) };
+            panic!("Arc has another layout than {layout:?}");
+        }
+        Some(arc)
+    })
+}
+
+/// A copy, or `None` where there is no memory for it.
+pub(crate) fn try_copy(bytes: &[u8]) -> Option<Vec<u8>> {
+    let mut copy = Vec::new();
+    copy.try_reserve_exact(bytes.len()).ok()?;
+    copy.extend_from_slice(bytes);
+    Some(copy)
 }
 
 /// Bytes that are allocated.

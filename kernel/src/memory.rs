@@ -12,6 +12,7 @@ use kernel::platform::{MAX_RANGES, PhysRange};
 use mm::frame::{Folio, Frame, FrameHooks, FrameMap, Zone};
 use spin::Once;
 
+use crate::process;
 use crate::vm::{self, GRANULE, PAGE};
 
 static ZONES: Once<ArrayVec<Zone<'static>, MAX_RANGES>> = Once::new();
@@ -85,6 +86,10 @@ struct Poison;
 pub(crate) const POISON: u64 = 0x6b6b_6b6b_6b6b_6b6b;
 
 impl FrameHooks for Poison {
+    fn admit(&self, _: u8) -> bool {
+        !process::injection::denies()
+    }
+
     fn on_free(&self, frame: Pfn) {
         for word in words(frame) {
             // SAFETY: nobody refers to a free frame.
@@ -118,9 +123,13 @@ pub(crate) unsafe fn clear(range: PhysRange) {
 
 /// Allocates 2^order frames that are never given back.
 pub(crate) fn alloc_for_good(order: u8) -> Option<PhysAddr> {
-    let folio = FRAMES.get()?.alloc(order).ok()?;
+    Some(keep_for_good(FRAMES.get()?.alloc(order).ok()?))
+}
+
+/// Never gives a folio back. Where it begins.
+pub(crate) fn keep_for_good(folio: Folio<'static>) -> PhysAddr {
     FOR_GOOD.fetch_add(folio.frames(), Ordering::Relaxed);
-    Some(Folio::into_raw(folio).pfn().addr(GRANULE))
+    Folio::into_raw(folio).pfn().addr(GRANULE)
 }
 
 /// Frames that were allocated for good.

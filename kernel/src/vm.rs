@@ -405,8 +405,11 @@ pub(crate) fn map_task_stack(index: usize) -> Result<(), MapError> {
 /// Maps a stack of [`STACK_SIZE`] bytes at `va`.
 fn map_stack(va: VirtAddr) -> Result<(), MapError> {
     let order = (STACK_SIZE / PAGE).ilog2() as u8;
-    let pa = memory::alloc_for_good(order).ok_or(MapError::OutOfTables(va))?;
-    map(&Mapping { va, pa, size: STACK_SIZE, prot: KernelProt::ReadWrite, memory: MemoryType::Normal })
+    let folio = memory::frames().alloc(order).map_err(|_| MapError::OutOfTables(va))?;
+    let pa = folio.head().addr(GRANULE);
+    map(&Mapping { va, pa, size: STACK_SIZE, prot: KernelProt::ReadWrite, memory: MemoryType::Normal })?;
+    memory::keep_for_good(folio);
+    Ok(())
 }
 
 /// Maps `size` bytes of physical memory at `va` in the heap's window.

@@ -40,7 +40,6 @@ pub(crate) type Strings = Vec<Vec<u8>>;
 /// # Errors
 /// As Linux's `execve`.
 pub(crate) fn image(path: &[u8], argv: &[Vec<u8>], envp: &[Vec<u8>]) -> Result<Image, Errno> {
-    life::expect_headroom()?;
     let OpenFile { entry, file } = match initramfs::find(path)? {
         Node::File(found) if found.entry.mode & 0o111 != 0 => found,
         // A directory too, as on Linux.
@@ -56,10 +55,8 @@ pub(crate) fn image(path: &[u8], argv: &[Vec<u8>], envp: &[Vec<u8>]) -> Result<I
     }
     space.set_brk_start(program.end);
     let sp = stack(&space, path, argv, envp, &program)?;
-    // What was mapped has taken some of it.
-    life::expect_headroom()?;
     let frame = TrapFrame { x: [0; 31], sp, elr: program.entry, spsr: 0, esr: 0, far: 0 };
-    Ok(Image { space: Arc::new(space), frame })
+    Ok(Image { space, frame })
 }
 
 fn prot(permissions: Permissions) -> u64 {

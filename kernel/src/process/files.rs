@@ -9,8 +9,8 @@ use mm::{Errno, File};
 use spin::Mutex;
 
 use super::initramfs::{self, Node, OpenFile};
-use super::{Task, life, uaccess};
-use crate::console;
+use super::{Task, uaccess};
+use crate::{console, heap};
 
 /// The most descriptors of a process.
 const DESCRIPTORS: usize = 64;
@@ -43,9 +43,12 @@ pub(crate) struct Files(ArrayVec<Option<Descriptor>, DESCRIPTORS>);
 
 impl Files {
     /// 0, 1 and 2: the console.
-    pub(crate) fn new() -> Self {
-        let console = Descriptor { open: Arc::new(Open::Console), close_on_exec: false };
-        Self([Some(console.clone()), Some(console.clone()), Some(console)].into_iter().collect())
+    ///
+    /// # Errors
+    /// [`Errno::ENOMEM`]
+    pub(crate) fn new() -> Result<Self, Errno> {
+        let console = Descriptor { open: shared(Open::Console)?, close_on_exec: false };
+        Ok(Self([Some(console.clone()), Some(console.clone()), Some(console)].into_iter().collect()))
     }
 
     pub(crate) fn close_all(&mut self) {
@@ -72,6 +75,10 @@ impl Files {
         self.0.try_push(Some(descriptor)).map_err(|_| Errno::EMFILE)?;
         Ok(self.0.len() as u64 - 1)
     }
+}
+
+fn shared(open: Open) -> Result<Arc<Open>, Errno> {
+    heap::try_arc(open).ok_or(Errno::ENOMEM)
 }
 
 fn open_file(task: &Task, fd: u64) -> Result<Arc<Open>, Errno> {
@@ -116,8 +123,6 @@ pub(crate) fn openat(task: &Arc<Task>, args: [u64; 6]) -> Result<u64, Errno> {
     let [directory, path, flags, ..] = args;
     let path = uaccess::read_string(task, path, PATH_MAX)?;
     let has = |flag| flags & flag != 0;
-    // For what is allocated below.
-    life::expect_headroom()?;
     if path.is_empty() {
         return Err(Errno::ENOENT);
     }
@@ -148,7 +153,7 @@ pub(crate) fn openat(task: &Arc<Task>, args: [u64; 6]) -> Result<u64, Errno> {
         Node::File(file) => Open::File(file, Mutex::new(0)),
         Node::Other => return Err(Errno::ENODEV),
     };
-    let descriptor = Descriptor { open: Arc::new(open), close_on_exec: has(O_CLOEXEC) };
+    let descriptor = Descriptor { open: shared(open)?, close_on_exec: has(O_CLOEXEC) };
     task.files.lock().add(descriptor)
 }
 

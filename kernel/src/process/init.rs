@@ -10,8 +10,8 @@ use mm::Errno;
 use super::files::Files;
 use super::trap::Faults;
 use super::{Begin, Signal, Status, exec, initramfs, life, sched, space, syscall};
-use crate::exit;
 use crate::panic::fatal;
+use crate::{exit, heap};
 use kernel::platform::Platform;
 
 /// Whether the boot loader gave an initial RAM disk.
@@ -47,8 +47,8 @@ pub(crate) fn run(path: &[u8], argv: &[Vec<u8>], envp: &[Vec<u8>]) -> Result<Sta
         exit_signal: Signal::SIGCHLD as u8,
         clear_child_tid: 0,
         thread_pointer: 0,
-        name: path.to_vec(),
-        files: Files::new(),
+        name: heap::try_copy(path).ok_or(Errno::ENOMEM)?,
+        files: Files::new()?,
         vfork_parent: None,
     };
     life::start_init(begin, image.space, &image.frame)?;

@@ -1,9 +1,9 @@
 //! How processes begin and end: the table of all, fork, exit, wait.
 
-use alloc::collections::BTreeMap;
 use alloc::sync::Arc;
+use alloc::vec::Vec;
 use core::ops::ControlFlow;
-use core::sync::atomic::{AtomicI32, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicU64, Ordering};
 
 use arch::aarch64::task::FpState;
 use arch::aarch64::trap::TrapFrame;
@@ -12,14 +12,16 @@ use mm::Errno;
 use spin::{Mutex, MutexGuard};
 
 use super::space::{self, Space};
+use super::stack::MAX_TASKS;
 use super::{Begin, Pid, Signal, Status, TASKS, Task, sched, uaccess};
 use crate::{features, heap, timer};
 
 /// All processes, those too that have ended and nobody has waited for.
-static TABLE: Mutex<Table> = Mutex::new(Table { processes: BTreeMap::new(), last: 0 });
+static TABLE: Mutex<Table> = Mutex::new(Table { processes: Vec::new(), last: 0 });
 
 struct Table {
-    processes: BTreeMap<Pid, Arc<Task>>,
+    /// In the order of their numbers. There is room for all that there may be.
+    processes: Vec<Arc<Task>>,
     last: Pid,
 }
 
@@ -28,36 +30,40 @@ pub(crate) const INIT: Pid = 1;
 /// The largest number of a process, as on Linux by default.
 const LAST_PID: Pid = 32767;
 
-/// Kernel memory in bytes without which no process is made and no file opened: that it needs some must not end the kernel.
-const HEADROOM: usize = 256 << 10;
-
 impl Table {
     /// The next number that no process has.
     fn next_pid(&mut self) -> Pid {
         loop {
             self.last = if self.last >= LAST_PID { INIT + 1 } else { self.last + 1 };
-            if !self.processes.contains_key(&self.last) {
+            if self.get(self.last).is_none() {
                 return self.last;
             }
         }
     }
 
+    /// Where process `pid` is, or would be.
+    fn place(&self, pid: Pid) -> Result<usize, usize> {
+        self.processes.binary_search_by_key(&pid, |task| task.pid)
+    }
+
+    fn get(&self, pid: Pid) -> Option<&Arc<Task>> {
+        self.place(pid).ok().map(|index| &self.processes[index])
+    }
+
+    /// Adds a process, whose number nobody has.
+    fn insert(&mut self, task: Arc<Task>) {
+        let index = self.place(task.pid).expect_err("its number is nobody's");
+        assert!(self.processes.len() < self.processes.capacity(), "each has a kernel stack");
+        self.processes.insert(index, task);
+    }
+
     fn children(&self, parent: Pid) -> impl Iterator<Item = &Arc<Task>> {
-        self.processes.values().filter(move |task| task.parent() == parent)
+        self.processes.iter().filter(move |task| task.parent() == parent)
     }
 }
 
 fn table() -> MutexGuard<'static, Table> {
     TABLE.lock()
-}
-
-/// Fails where kernel memory is short: looked at directly before small things are allocated that would end the kernel if they
-/// could not be. It holds nothing back for them.
-///
-/// # Errors
-/// [`Errno::ENOMEM`]
-pub(crate) fn expect_headroom() -> Result<(), Errno> {
-    if heap::reserve(HEADROOM) { Ok(()) } else { Err(Errno::ENOMEM) }
 }
 
 /// Starts the first process.
@@ -69,8 +75,9 @@ pub(crate) fn start_init(begin: Begin, space: Arc<Space>, frame: &TrapFrame) -> 
     {
         let mut table = table();
         assert!(table.processes.is_empty(), "a second init");
+        table.processes.try_reserve_exact(MAX_TASKS).map_err(|_| Errno::ENOMEM)?;
         table.last = INIT;
-        table.processes.insert(INIT, task.clone());
+        table.insert(task.clone());
     }
     sched::make_runnable(task);
     Ok(())
@@ -78,46 +85,38 @@ pub(crate) fn start_init(begin: Begin, space: Arc<Space>, frame: &TrapFrame) -> 
 
 /// Whether every process has ended.
 pub(crate) fn all_ended() -> bool {
-    table().processes.values().all(|task| task.status.lock().is_some())
+    table().processes.iter().all(|task| task.status.lock().is_some())
 }
 
 /// Takes all processes, which have ended, and returns the status of init.
 pub(crate) fn take_all() -> Option<Status> {
     let processes = core::mem::take(&mut table().processes);
-    processes.get(&INIT).and_then(|init| *init.status.lock())
+    processes.iter().find(|task| task.pid == INIT).and_then(|init| *init.status.lock())
 }
 
 /// Whether a task or an address space is left whose memory was not given back.
 pub(crate) fn any_left() -> bool {
-    TASKS.load(Ordering::Acquire) != 0 || space::any_left()
+    TASKS.load(Ordering::Acquire) != 0 || space::count() != 0
 }
 
 /// Time between two idle passes, in milliseconds: what has nothing to do must not keep what has from its address space.
 const IDLE_PAUSE: u64 = 20;
 
-/// What a CPU does that has nothing else to do, one of them after each pause: folds what blocks of one process qualify, of
-/// another one each time.
+/// What a CPU does that has nothing else to do, one of them after each pause: folds what blocks of one address space qualify,
+/// of another one each time.
 pub(crate) fn idle_pass() {
-    static LAST: AtomicI32 = AtomicI32::new(0);
+    static LAST: AtomicU64 = AtomicU64::new(0);
     static NEXT: AtomicU64 = AtomicU64::new(0);
     let (now, due) = (timer::now(), NEXT.load(Ordering::Relaxed));
     let next = now + timer::frequency() * IDLE_PAUSE / 1000;
     if now < due || NEXT.compare_exchange(due, next, Ordering::Relaxed, Ordering::Relaxed).is_err() {
         return;
     }
-    // Who has the lock has something to do.
-    let Some(table) = TABLE.try_lock() else { return };
-    let last = LAST.load(Ordering::Relaxed);
-    let mut later = table.processes.range(last.saturating_add(1)..);
-    let Some((&pid, task)) = later.next().or_else(|| table.processes.first_key_value()) else { return };
-    LAST.store(pid, Ordering::Relaxed);
-    let space = task.space();
-    drop(table);
-    if let Some(space) = space {
-        let folded = space.refold_pass();
-        if folded > 0 {
-            debug!("pid {pid}: {folded} blocks were folded while the CPU had nothing to do");
-        }
+    let Some((id, space)) = space::after(LAST.load(Ordering::Relaxed)) else { return };
+    LAST.store(id, Ordering::Relaxed);
+    let folded = space.refold_pass();
+    if folded > 0 {
+        debug!("address space {id}: {folded} blocks were folded while the CPU had nothing to do");
     }
 }
 
@@ -149,17 +148,9 @@ pub(crate) fn clone(task: &Arc<Task>, frame: &TrapFrame, args: [u64; 6]) -> Resu
     if flags & !SUPPORTED != 0 || flags & CSIGNAL > 64 {
         return Err(Errno::EINVAL);
     }
-    expect_headroom()?;
     let has = |flag| flags & flag != 0;
     let space = task.own_space();
-    let childs = if has(CLONE_VM) {
-        space.clone()
-    } else {
-        let fork = space.fork()?;
-        // The copy of what is mapped where may have taken all of it.
-        expect_headroom()?;
-        Arc::new(fork)
-    };
+    let childs = if has(CLONE_VM) { space.clone() } else { space.fork()? };
     let mut frame = frame.clone();
     frame.x[0] = 0;
     if stack != 0 {
@@ -178,7 +169,7 @@ pub(crate) fn clone(task: &Arc<Task>, frame: &TrapFrame, args: [u64; 6]) -> Resu
         exit_signal: (flags & CSIGNAL) as u8,
         clear_child_tid: if has(CLONE_CHILD_CLEARTID) { child_tid } else { 0 },
         thread_pointer: if has(CLONE_SETTLS) { tls } else { arch::aarch64::task::thread_pointer() },
-        name: task.name.lock().clone(),
+        name: heap::try_copy(&task.name.lock()).ok_or(Errno::ENOMEM)?,
         files: task.files.lock().clone(),
         vfork_parent: has(CLONE_VFORK).then(|| task.clone()),
     };
@@ -192,8 +183,8 @@ pub(crate) fn clone(task: &Arc<Task>, frame: &TrapFrame, args: [u64; 6]) -> Resu
     }
     {
         let mut table = table();
-        table.processes.insert(pid, child.clone());
-        if table.processes.get(&INIT).is_none_or(|init| init.status.lock().is_some()) {
+        table.insert(child.clone());
+        if table.get(INIT).is_none_or(|init| init.status.lock().is_some()) {
             // Init has ended meanwhile, and this process is about to.
             child.kill(Signal::SIGKILL);
         }
@@ -237,13 +228,13 @@ pub(crate) fn exit(task: &Arc<Task>, status: Status) {
         // Nothing is left without init.
         table
             .processes
-            .values()
+            .iter()
             .filter(|other| other.pid != INIT)
             .for_each(|other| other.kill(Signal::SIGKILL));
     } else {
         // The children that it leaves may have ended already.
         for waiting in [task.parent(), INIT] {
-            if let Some(waiting) = table.processes.get(&waiting) {
+            if let Some(waiting) = table.get(waiting) {
                 sched::unpark(waiting);
             }
         }
@@ -317,7 +308,7 @@ fn take_ended(task: &Task, pid: Pid, options: u64) -> Result<ControlFlow<(Pid, S
     }
     match found {
         Some((pid, status)) => {
-            let ended = table.processes.remove(&pid);
+            let ended = table.place(pid).map(|index| table.processes.remove(index));
             drop(table);
             drop(ended);
             Ok(ControlFlow::Break((pid, status)))

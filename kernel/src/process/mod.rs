@@ -13,8 +13,10 @@ pub(crate) mod exec;
 pub(crate) mod files;
 pub(crate) mod init;
 pub(crate) mod initramfs;
+pub(crate) mod injection;
 pub(crate) mod life;
 pub(crate) mod random;
+pub(crate) mod reclaim;
 pub(crate) mod sched;
 pub(crate) mod space;
 pub(crate) mod stack;
@@ -34,8 +36,11 @@ use mm::Errno;
 use spin::Mutex;
 
 use self::files::Files;
+#[cfg(feature = "selftest")]
+use self::injection::FailNth;
 use self::space::Space;
 use self::stack::KernelStack;
+use crate::heap;
 
 /// Number of a process. The first is 1.
 pub(crate) type Pid = i32;
@@ -67,6 +72,8 @@ pub(crate) struct Task {
     vfork_parent: Mutex<Option<Arc<Task>>>,
     /// Its status, once it has ended.
     status: Mutex<Option<Status>>,
+    #[cfg(feature = "selftest")]
+    fail_nth: FailNth,
 }
 
 /// Registers of EL0 that are in no trap frame, while the task does not run.
@@ -99,19 +106,20 @@ impl Task {
     /// A task that will enter EL0 with the registers in `frame`.
     ///
     /// # Errors
-    /// [`Errno::EAGAIN`] where there are as many as there may be, or no memory for its stack.
+    /// [`Errno::EAGAIN`] where there are as many as there may be, [`Errno::ENOMEM`].
     pub(crate) fn new(
         begin: Begin,
         space: Arc<Space>,
         frame: &TrapFrame,
         fp: FpState,
     ) -> Result<Arc<Self>, Errno> {
-        let stack = KernelStack::new().ok_or(Errno::EAGAIN)?;
+        let stack = KernelStack::new()?;
         let top = (stack.top().get() - size_of::<TrapFrame>() as u64) as *mut TrapFrame;
         // SAFETY: the top of a stack that is mapped, aligned, and nobody's but this task's.
         unsafe { top.write(frame.clone()) };
         TASKS.fetch_add(1, Ordering::Relaxed);
-        Ok(Arc::new(Self {
+        // Dropped where there is no memory for it.
+        heap::try_arc(Self {
             pid: begin.pid,
             parent: AtomicI32::new(begin.parent),
             stack,
@@ -126,7 +134,10 @@ impl Task {
             clear_child_tid: AtomicU64::new(begin.clear_child_tid),
             vfork_parent: Mutex::new(begin.vfork_parent),
             status: Mutex::new(None),
-        }))
+            #[cfg(feature = "selftest")]
+            fail_nth: FailNth::new(),
+        })
+        .ok_or(Errno::ENOMEM)
     }
 
     /// Its address space, unless it has ended.

@@ -93,6 +93,15 @@ pub(crate) fn current() -> Option<Arc<Task>> {
     })
 }
 
+/// Calls `act` with the task that this CPU runs, if it runs one. Interrupts are masked meanwhile.
+#[cfg(feature = "selftest")]
+pub(crate) fn with_current<R>(act: impl FnOnce(&Task) -> R) -> Option<R> {
+    daif::masked(|| {
+        // SAFETY: while it is the current one, this CPU holds a reference to it.
+        unsafe { CPUS[cpu::index()].current.load(Ordering::Relaxed).as_ref() }.map(act)
+    })
+}
+
 /// Whether this CPU runs a task. For exception handlers, with interrupts masked.
 pub(crate) fn runs_a_task() -> bool {
     !CPUS[cpu::index()].current.load(Ordering::Relaxed).is_null()

@@ -1,9 +1,10 @@
 //! The address space of a process, with the memory of this machine.
 
+use alloc::sync::{Arc, Weak};
 use alloc::vec::Vec;
 use core::ops::Deref;
 use core::ptr;
-use core::sync::atomic::{AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicU64, Ordering};
 
 use arch::aarch64::copy::copy;
 use arch::aarch64::hardware::{Hardware, LinearMap, linear};
@@ -13,9 +14,10 @@ use mm::frame::Folio;
 use mm::{AddressSpace, Errno, Memory, Mm, PhysMem, TableAlloc, ThpPolicy, UserTables, VA_BITS};
 use spin::{Mutex, Once};
 
-use crate::memory;
+use super::stack::MAX_TASKS;
 use crate::user::{self, UserMm, UserRoot};
 use crate::vm::{GRANULE, PAGE};
+use crate::{heap, memory};
 
 static MEMORY: Once<Memory<'static>> = Once::new();
 static POLICY: Once<ThpPolicy> = Once::new();
@@ -28,6 +30,8 @@ static TABLES: Tables = Tables(Mutex::new(Vec::new()));
 pub(crate) fn init(policy: ThpPolicy) -> Result<(), Errno> {
     POLICY.call_once(|| policy);
     TABLES.0.lock().try_reserve(TABLES_AT_FIRST).map_err(|_| Errno::ENOMEM)?;
+    // Each task has one, and makes another one at times.
+    SPACES.lock().try_reserve(2 * MAX_TASKS).map_err(|_| Errno::ENOMEM)?;
     MEMORY.try_call_once(|| Memory::new(memory::frames(), &Contents, &TABLES, GRANULE)).map(|_| ())
 }
 
@@ -40,30 +44,36 @@ pub(crate) fn memory() -> &'static Memory<'static> {
 }
 
 /// An address space. Its ASID is given back when nobody has it any more.
-pub(crate) struct Space(AddressSpace<'static, Hardware<LinearMap>>, Counted);
+pub(crate) struct Space(
+    AddressSpace<'static, Hardware<LinearMap>>,
+    #[expect(dead_code, reason = "it is for its drop")] Listed,
+);
 
-/// Address spaces whose memory is not given back yet.
-static SPACES: AtomicUsize = AtomicUsize::new(0);
+/// Address spaces whose memory is not given back yet, in the order of their numbers.
+static SPACES: Mutex<Vec<(u64, Weak<Space>)>> = Mutex::new(Vec::new());
 
-/// Counts an address space; dropped after it.
-struct Counted;
+/// The number of an address space in [`SPACES`], which it leaves when this is dropped: after the address space.
+struct Listed(u64);
 
-impl Counted {
-    fn new() -> Self {
-        SPACES.fetch_add(1, Ordering::Relaxed);
-        Self
-    }
-}
-
-impl Drop for Counted {
+impl Drop for Listed {
     fn drop(&mut self) {
-        SPACES.fetch_sub(1, Ordering::Release);
+        let mut spaces = SPACES.lock();
+        if let Ok(index) = spaces.binary_search_by_key(&self.0, |(id, _)| *id) {
+            spaces.remove(index);
+        }
     }
 }
 
-/// Whether there is any address space.
-pub(crate) fn any_left() -> bool {
-    SPACES.load(Ordering::Acquire) != 0
+/// How many address spaces there are.
+pub(crate) fn count() -> usize {
+    SPACES.lock().len()
+}
+
+/// The address space with the next number after `id`, or else with the first, and its number.
+pub(crate) fn after(id: u64) -> Option<(u64, Arc<Space>)> {
+    let spaces = SPACES.lock();
+    let (before, after) = spaces.split_at(spaces.partition_point(|(other, _)| *other <= id));
+    after.iter().chain(before).find_map(|(id, space)| Some((*id, space.upgrade()?)))
 }
 
 impl Space {
@@ -71,17 +81,32 @@ impl Space {
     ///
     /// # Errors
     /// [`Errno::ENOMEM`]
-    pub(crate) fn new() -> Result<Self, Errno> {
+    pub(crate) fn new() -> Result<Arc<Self>, Errno> {
         let policy = *POLICY.get().expect("processes begin after their memory is prepared");
-        Ok(Self(AddressSpace::new(empty()?, memory(), policy), Counted::new()))
+        Self::list(AddressSpace::new(empty()?, memory(), policy))
     }
 
     /// A child's.
     ///
     /// # Errors
     /// [`Errno::ENOMEM`]
-    pub(crate) fn fork(&self) -> Result<Self, Errno> {
-        Ok(Self(self.0.fork(empty()?)?, Counted::new()))
+    pub(crate) fn fork(&self) -> Result<Arc<Self>, Errno> {
+        Self::list(self.0.fork(empty()?)?)
+    }
+
+    fn list(space: AddressSpace<'static, Hardware<LinearMap>>) -> Result<Arc<Self>, Errno> {
+        static LAST: AtomicU64 = AtomicU64::new(0);
+        let id = LAST.fetch_add(1, Ordering::Relaxed) + 1;
+        let space = heap::try_arc(Self(space, Listed(id))).ok_or(Errno::ENOMEM)?;
+        let mut spaces = SPACES.lock();
+        if spaces.try_reserve(1).is_err() {
+            drop(spaces);
+            return Err(Errno::ENOMEM);
+        }
+        let index = spaces.partition_point(|(other, _)| *other < id);
+        spaces.insert(index, (id, Arc::downgrade(&space)));
+        drop(spaces);
+        Ok(space)
     }
 }
 

@@ -5,6 +5,7 @@ use core::sync::atomic::{AtomicUsize, Ordering};
 use arch::VirtAddr;
 use arch::aarch64::trap::STACK_SIZE;
 use arrayvec::ArrayVec;
+use mm::Errno;
 
 use crate::lock::IrqMutex;
 use crate::vm;
@@ -23,18 +24,22 @@ pub(crate) struct KernelStack {
 }
 
 impl KernelStack {
-    /// A stack, `None` where there are [`MAX_TASKS`] already, or no memory.
-    pub(crate) fn new() -> Option<Self> {
+    /// A stack.
+    ///
+    /// # Errors
+    /// [`Errno::EAGAIN`] where there are [`MAX_TASKS`] already, [`Errno::ENOMEM`].
+    pub(crate) fn new() -> Result<Self, Errno> {
         let mut free = FREE.lock();
         if let Some(index) = free.pop() {
-            return Some(Self { index });
+            return Ok(Self { index });
         }
         let index = MADE.load(Ordering::Relaxed);
-        if index == MAX_TASKS || vm::map_task_stack(index).is_err() {
-            return None;
+        if index == MAX_TASKS {
+            return Err(Errno::EAGAIN);
         }
+        vm::map_task_stack(index).map_err(|_| Errno::ENOMEM)?;
         MADE.store(index + 1, Ordering::Relaxed);
-        Some(Self { index })
+        Ok(Self { index })
     }
 
     /// Its lowest address.

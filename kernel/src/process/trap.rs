@@ -12,7 +12,7 @@ use log::warn;
 use mm::{Access, Fault, Resolution};
 
 use super::sched::Outcome;
-use super::{Signal, Status, Task, life, sched, syscall, uaccess};
+use super::{Signal, Status, Task, life, reclaim, sched, syscall, uaccess};
 
 /// Faults of processes that were resolved by a change of an entry.
 static CHANGED: AtomicU64 = AtomicU64::new(0);
@@ -131,7 +131,8 @@ fn abort(task: &Arc<Task>, frame: &TrapFrame, esr: Esr, far: VirtAddr) {
         Cause::Read => (Access::Read, "read"),
         Cause::Maintenance => (Access::Read, "maintenance"),
     };
-    let (signal, why) = match task.own_space().handle_fault(far, access) {
+    let space = task.own_space();
+    let (signal, why) = match reclaim::retrying(|| space.handle_fault(far, access)) {
         Ok(resolution) => {
             let count = match resolution {
                 Resolution::Changed => &CHANGED,

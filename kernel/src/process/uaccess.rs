@@ -11,7 +11,7 @@ use arch::aarch64::uaccess::{copy_from_user, copy_to_user};
 use arch::esr::{Access as Cause, FaultStatus};
 use mm::{Access, Errno, Fault, TASK_SIZE};
 
-use super::{Signal, Task};
+use super::{Signal, Task, reclaim};
 use crate::vm::PAGE;
 use alloc::sync::Arc;
 use log::warn;
@@ -120,7 +120,7 @@ fn resolving(task: &Arc<Task>, mut access: impl FnMut() -> Result<(), probe::Fau
             Cause::Write => Access::Write,
             _ => Access::Read,
         };
-        match space.handle_fault(fault.far, wanted) {
+        match reclaim::retrying(|| space.handle_fault(fault.far, wanted)) {
             Ok(_) => {}
             Err(Fault::OutOfMemory) => {
                 warn!("{task} killed: out of memory, for a system call that accesses {}", fault.far);

@@ -1,6 +1,5 @@
 //! Programs at EL0, each as the first process, with all that it starts: `tests/user`.
 
-use alloc::sync::Arc;
 use alloc::vec::Vec;
 
 use arch::VirtAddr;
@@ -14,7 +13,7 @@ use super::mapping;
 use crate::console::println;
 use crate::process::space::Space;
 use crate::process::trap::Faults;
-use crate::process::{Status, init, life, stack};
+use crate::process::{Status, init, stack};
 use crate::user::Loaded;
 use crate::vm::{self, PAGE};
 use crate::{cpu, features, heap, memory};
@@ -76,7 +75,7 @@ pub(crate) fn a_block_is_used_while_another_cpu_changes_it(_: &Context<'_>) -> T
 
 /// The kernel's own loads and stores don't reach what EL0 may access, where the CPU has PAN; unprivileged ones do.
 pub(crate) fn user_memory_is_not_the_kernels(_: &Context<'_>) -> TestResult {
-    let space = Arc::new(Space::new().expect("memory for tables"));
+    let space = Space::new().expect("memory for tables");
     let prot = PROT_READ | PROT_WRITE;
     let at = space.mmap(0, PAGE, prot, MAP_PRIVATE | MAP_ANONYMOUS, None).expect("memory");
     space.write(at, &[42]).expect("it was just mapped");
@@ -129,7 +128,6 @@ pub(crate) fn memory_is_short(_: &Context<'_>) -> TestResult {
     runs("short", &[])?;
     let mut hog: Vec<Folio<'static>> = Vec::with_capacity(4096);
     let mut single: Vec<Folio<'static>> = Vec::with_capacity(FRAMES);
-    check!(life::expect_headroom().is_ok(), "there is little memory already");
     single.extend((0..FRAMES).map(|_| frames.alloc(0).expect("memory")));
     for order in (0..=MAX_ORDER).rev() {
         while let Ok(folio) = frames.alloc(order) {
