@@ -91,6 +91,10 @@ const TESTS: &[Test] = &[
     Test::new("process.user_memory_is_not_the_kernels", process::user_memory_is_not_the_kernels),
     Test::new("process.kernel_stacks_have_guards", process::kernel_stacks_have_guards),
     Test { seconds: 120, ..Test::on_request("process.memory_is_short_on_request", process::memory_is_short) },
+    Test {
+        seconds: 120,
+        ..Test::on_request("process.each_allocation_fails_on_request", process::each_allocation_fails)
+    },
     Test::on_request("harness.fails_on_request", bad_ends::fails),
     Test::on_request("harness.panics_on_request", bad_ends::panics),
     Test::on_request("harness.panics_elsewhere_on_request", bad_ends::panics_elsewhere),

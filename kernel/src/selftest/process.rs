@@ -58,6 +58,8 @@ programs! {
     missing: "missing";
     folds: "folds", "here";
     populate: "populate";
+    /// Each allocation of a process fails, one after another: all is given back, as the harness looks.
+    each_allocation_fails: "denied";
 }
 
 /// Two CPUs at EL0 in one address space: one uses two blocks, the other unfolds, folds and protects them.

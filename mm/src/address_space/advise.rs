@@ -2,6 +2,7 @@
 
 use core::convert::Infallible;
 use core::ops::Range;
+use core::sync::atomic::Ordering;
 
 use arch::{Mmu, PteValue, VirtAddr};
 
@@ -200,8 +201,8 @@ impl<'m, M: Mmu> AddressSpace<'m, M> {
     }
 
     /// Gives pages back that were advised `MADV_FREE` and not written since: at least `pages` of them, where there are so many.
-    /// One that is young is made old instead, and goes the next time, unless it is used until then: what is in use stays longest.
-    /// Returns how many went; their frames are free where nothing else of their folios is mapped. `None` where somebody changes
+    /// One that is young is made old instead. Each call goes on where the one before has ended, once around: what is used in
+    /// between stays (a clock, or second chance). Returns how many went; their frames are free where nothing else of their folios is mapped. `None` where somebody changes
     /// the mappings.
     ///
     /// *Locks:* tries the mmap_lock for reading; takes those of tables, one at a time. Call it with no lock held.
@@ -211,17 +212,23 @@ impl<'m, M: Mmu> AddressSpace<'m, M> {
     pub fn reclaim(&self, pages: u64) -> Option<u64> {
         // Not after those who wait to write: they may wait for who wants the memory.
         let map = self.map.try_read()?;
+        let hand = self.reclaim_from.load(Ordering::Relaxed);
         let mut reclaimed = 0;
-        for vma in map.vmas.as_slice().iter().filter(|vma| vma.is_anonymous()) {
-            // Enough is an error, so that it ends.
-            let _ = self.for_each_batch_in(&(vma.start..vma.end), |guard, batch| {
-                if batch.pte.is_valid() {
-                    reclaimed += self.reclaim_batch(guard, batch);
+        for part in [hand..TASK_SIZE, 0..hand] {
+            for vma in map.vmas.overlapping(&part).iter().filter(|vma| vma.is_anonymous()) {
+                let range = vma.start.max(part.start)..vma.end.min(part.end);
+                // Enough is an error, so that it ends.
+                let enough = self.for_each_batch_in(&range, |guard, batch| {
+                    if batch.pte.is_valid() {
+                        reclaimed += self.reclaim_batch(guard, batch);
+                    }
+                    let next = batch.va.get() + batch.nr as u64 * Self::PAGE;
+                    if reclaimed < pages { Ok(()) } else { Err(next) }
+                });
+                if let Err(next) = enough {
+                    self.reclaim_from.store(next, Ordering::Relaxed);
+                    return Some(reclaimed);
                 }
-                if reclaimed < pages { Ok(()) } else { Err(()) }
-            });
-            if reclaimed >= pages {
-                break;
             }
         }
         Some(reclaimed)

@@ -25,7 +25,7 @@ mod remap;
 mod remote;
 
 use core::ops::ControlFlow;
-use core::sync::atomic::{AtomicU32, Ordering};
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use arch::{Mmu, PhysAddr, VirtAddr};
 use spin::{RwLock, RwLockReadGuard, RwLockWriteGuard};
@@ -104,6 +104,8 @@ pub struct AddressSpace<'m, M: Mmu> {
     map: RwLock<Map<'m>>,
     /// How many wait for it, to write.
     writers: AtomicU32,
+    /// Where reclaim goes on.
+    reclaim_from: AtomicU64,
 }
 
 impl<'m, M: Mmu> AddressSpace<'m, M> {
@@ -117,7 +119,14 @@ impl<'m, M: Mmu> AddressSpace<'m, M> {
         assert!(core::ptr::eq(frames, memory.frames()), "frames of another memory");
         assert!(M::GRANULE == memory.granule(), "memory of another granule");
         let map = Map { vmas: Vmas::new(M::GRANULE.page_shift()), brk_start: 0, brk: 0 };
-        Self { mm, memory, policy, map: RwLock::new(map), writers: AtomicU32::new(0) }
+        Self {
+            mm,
+            memory,
+            policy,
+            map: RwLock::new(map),
+            writers: AtomicU32::new(0),
+            reclaim_from: AtomicU64::new(0),
+        }
     }
 
     /// Where the root table is, for TTBR0.

@@ -108,6 +108,22 @@ fn memory_that_is_all_used_refuses_files() {
     assert_eq!(printed(&outcome), ["files were opened as long as there was memory"], "{outcome}");
 }
 
+/// Memory that a process was told may be taken goes to whoever needs some.
+#[test]
+fn memory_that_is_lent_is_taken_by_who_needs_it() {
+    let outcome = boot("init=/bin/lender").option("--memory", "64M").option("--smp", "2").run();
+    passed(&outcome);
+    let lines = ["another process took what was lent", "a process forked with what it had lent itself"];
+    assert_eq!(printed(&outcome), lines, "{outcome}");
+}
+
+/// Each allocation that a call or a fault makes fails, one after another.
+#[test]
+fn each_allocation_of_a_process_fails() {
+    let outcome = boot("selftest=process.each_allocation_fails_on_request loglevel=error").run();
+    assert_eq!(outcome.passed().names(), ["process.each_allocation_fails_on_request"]);
+}
+
 /// Memory runs out at one step after another.
 #[test]
 fn memory_that_is_short_at_every_step() {

@@ -221,3 +221,15 @@ pub fn fold_state(at: usize) -> Result {
     const FOLD_STATE: usize = 0xf01d;
     raw(FOLD_STATE, &[at])
 }
+
+/// Makes an allocation fail that the process asks for, of memory or of the kernel's: that after the next `n`, and all behind it
+/// where `for_good`. Only the kernel's self-tests have this call.
+pub fn fail_nth(n: usize, for_good: bool) -> bool {
+    const FAIL_NTH: usize = 0xfa11;
+    raw(FAIL_NTH, &[n, for_good.into()]).expect("the kernel has self-tests") == 1
+}
+
+/// Lets all allocations succeed again; whether one has failed.
+pub fn fail_no_more() -> bool {
+    fail_nth(usize::MAX, false)
+}

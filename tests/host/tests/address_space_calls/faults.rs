@@ -222,14 +222,17 @@ mod inner {
     /// A page that was used since it was advised goes after those that were not.
     pub(super) fn what_is_young_goes_last<G: GranuleType + Sync>(world: &mut World<'_, G>) {
         let block = world.block();
-        world.map(0, 0, 2 * block, RW, PRIVATE);
-        (0..2 * block).for_each(|page| world.set_word(0, page, 1 + page as u32));
-        world.advise(0, 0, 2 * block, MADV_FREE);
+        world.map(0, 0, 3 * block, RW, PRIVATE);
+        (0..3 * block).for_each(|page| world.set_word(0, page, 1 + page as u32));
+        world.advise(0, 0, 3 * block, MADV_FREE);
         // Of the first block one page is used, which makes the block young.
         assert_eq!(world.fault(0, 3, Access::Read), Ok(Resolution::Changed));
         let reclaim = |world: &World<'_, G>, pages| world.processes[0].space.reclaim(pages);
         assert_eq!(reclaim(world, 1), Some(block), "the second block");
         assert_eq!((world.word(0, 3), world.word(0, block + 3)), (4, 0));
+        // What comes behind goes before it, though it is old now.
+        assert_eq!(reclaim(world, 1), Some(block), "the third block");
+        assert_eq!((world.word(0, 3), world.word(0, 2 * block + 3)), (4, 0));
         // It is used again before the next round, so it stays again.
         assert_eq!(world.fault(0, 5, Access::Read), Ok(Resolution::Changed));
         assert_eq!(reclaim(world, 1), Some(0));
