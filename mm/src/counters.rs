@@ -32,6 +32,10 @@ counters! {
     UnfoldsByAccessFlags
     /// Folded blocks that were cleared whole, and so never unfolded.
     ClearedFolded
+    /// Faults that found the mmap_lock held by who changes mappings, and waited for it.
+    FaultsWaitedForMappings
+    /// Faults that found the lock of their table held, and waited for it.
+    FaultsWaitedForTable
     /// TLB invalidations issued.
     TlbInvalidations
     /// Conversions refused because the mm is not a user's.

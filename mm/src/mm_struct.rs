@@ -10,7 +10,7 @@ use arch::{Granule, Mmu, PhysAddr, PteValue, Table, TableFrame, VirtAddr};
 use arrayvec::ArrayVec;
 
 use crate::asid::Context;
-use crate::counters::Counters;
+use crate::counters::{Counter, Counters};
 use crate::frame::FrameMap;
 use crate::guard::{PteGuard, TablePair};
 use crate::memory::UserTables;
@@ -229,6 +229,17 @@ impl<'m, M: Mmu> Mm<'m, M> {
     pub fn lock_present_table(&self, va: VirtAddr) -> Option<PteGuard<'_, 'm, M>> {
         let table = self.last_level_table(va)?;
         Some(self.guard(table, va))
+    }
+
+    /// As [`Self::lock_present_table`], for a fault: counts whether it has to wait.
+    pub(crate) fn lock_faulting_table(&self, va: VirtAddr) -> Option<PteGuard<'_, 'm, M>> {
+        let table = self.last_level_table(va)?;
+        let lock = &self.pte_locks[Self::lock_of(table)];
+        let held = lock.try_lock().unwrap_or_else(|| {
+            self.counters.add(Counter::FaultsWaitedForTable, 1);
+            lock.lock()
+        });
+        Some(PteGuard::new(self, table, va, Some(held)))
     }
 
     /// The last-level table that translates `va`, if there is one.

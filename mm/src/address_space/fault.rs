@@ -6,6 +6,7 @@ use core::sync::atomic::{Ordering, fence};
 use arch::{Mmu, PteValue, VirtAddr};
 
 use super::{Access, AddressSpace, Fault, Resolution};
+use crate::counters::Counter;
 use crate::frame::{Folio, FolioRef};
 use crate::guard::PteGuard;
 use crate::memory::block_order;
@@ -45,7 +46,10 @@ impl<'m, M: Mmu> AddressSpace<'m, M> {
     /// # Errors
     /// [`Fault`]
     pub fn handle_fault(&self, va: VirtAddr, access: Access) -> Result<Resolution, Fault> {
-        let map = self.read_map();
+        let map = self.try_read_map().unwrap_or_else(|| {
+            self.counters().add(Counter::FaultsWaitedForMappings, 1);
+            self.read_map()
+        });
         let vma = map.vmas.find(va.get()).ok_or(Fault::Segv { mapped: false })?;
         if !permits(vma, access) {
             return Err(Fault::Segv { mapped: true });
@@ -58,7 +62,7 @@ impl<'m, M: Mmu> AddressSpace<'m, M> {
         let page = va & !(Self::PAGE - 1);
         let va = VirtAddr::new(page);
         loop {
-            let present = self.mm.lock_present_table(va);
+            let present = self.mm.lock_faulting_table(va);
             let pte = present.as_ref().map_or(PteValue::NONE, |guard| ptep_get(guard, va));
             let step = match present {
                 Some(guard) if pte.is_valid() => {

@@ -222,6 +222,14 @@ pub fn fold_state(at: usize) -> Result {
     raw(FOLD_STATE, &[at])
 }
 
+/// How many faults of this address space have waited so far: for who changed mappings, and for the lock of a table. Only the
+/// kernel's self-tests have this call.
+pub fn faults_waited() -> (u32, u32) {
+    const FAULTS_WAITED: usize = 0xf017;
+    let both = raw(FAULTS_WAITED, &[]).expect("the kernel has self-tests");
+    (both as u32, (both >> 32) as u32)
+}
+
 /// Makes an allocation fail that the process asks for, of memory or of the kernel's: that after the next `n`, and all behind it
 /// where `for_good`. Only the kernel's self-tests have this call.
 pub fn fail_nth(n: usize, for_good: bool) -> bool {

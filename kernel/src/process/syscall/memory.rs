@@ -100,6 +100,19 @@ pub(super) fn mincore(task: &Arc<Task>, addr: u64, length: u64, vec: u64) -> Res
 #[cfg(feature = "selftest")]
 pub(super) const FOLD_STATE: u64 = 0xf01d;
 
+/// Another: how many faults of the process's address space have waited.
+#[cfg(feature = "selftest")]
+pub(super) const FAULTS_WAITED: u64 = 0xf017;
+
+/// `faults_waited()`: for who changed mappings in the lower half, for the lock of a table in the upper.
+#[cfg(feature = "selftest")]
+pub(super) fn faults_waited(task: &Arc<Task>) -> u64 {
+    use mm::counters::Counter::{FaultsWaitedForMappings, FaultsWaitedForTable};
+    let space = task.own_space();
+    let count = |counter| space.counters().get(counter).min(u32::MAX.into());
+    count(FaultsWaitedForTable) << 32 | count(FaultsWaitedForMappings)
+}
+
 /// `fold_state(addr)`: 0 where the block is folded, else the obstacle's number, which `tests/user/src/sys.rs` names.
 ///
 /// # Errors

@@ -1,6 +1,6 @@
 //! Two processes in one address space: one reads and writes a block of memory, and reads another; the other changes whether
-//! the first may be executed, and the second written to, in parts and as wholes. Nothing is lost, nobody faults but for a
-//! moment, and in the end both are folded. Not under QEMU's user emulation, which has no processes that share memory and are
+//! the first may be executed, and the second written to, in parts and as wholes, until some faults have waited: for the
+//! mmap_lock, and for the lock of the table. Nothing is lost, nobody faults but for a moment, and in the end both are folded. Not under QEMU's user emulation, which has no processes that share memory and are
 //! not threads.
 #![no_std]
 #![no_main]
@@ -11,12 +11,16 @@ use core::sync::atomic::{AtomicU32, Ordering};
 use user::println;
 use user::start::Environment;
 use user::sys::fold::FOLDED;
-use user::sys::{self, ANONYMOUS, READ, READ_WRITE, exit, exited, fold_state, mmap, mprotect, nr, raw, wait};
+use user::sys::{
+    self, ANONYMOUS, READ, READ_WRITE, exit, exited, faults_waited, fold_state, mmap, mprotect, nr, raw, wait,
+};
 
 const PAGE: usize = 4096;
 const PAGES: usize = 16;
 const BLOCK: usize = PAGES * PAGE;
 const ROUNDS: u32 = 60;
+const MOST_ROUNDS: u32 = 100_000;
+const MADV_FREE: usize = 8;
 const CLONE_VM: usize = 0x100;
 const SIGCHLD: usize = 17;
 
@@ -81,12 +85,16 @@ fn main(_: Environment) -> i32 {
     let child = start_user(stack + BLOCK);
 
     let mut round = 0;
-    while round < ROUNDS || USED.load(Ordering::Acquire) < 100 {
+    let has_waited = || matches!(faults_waited(), (1.., 1..));
+    while round < ROUNDS || USED.load(Ordering::Acquire) < 100 || !has_waited() {
         round += 1;
+        assert!(round < MOST_ROUNDS, "no access met a conversion: {:?}", faults_waited());
         let page = start + round as usize % PAGES * PAGE;
         // A permission that the other does not miss: code may be there. The block is unfolded, and folded again.
         mprotect(page, PAGE, READ_WRITE | 4).expect("mprotect");
         mprotect(page, PAGE, READ_WRITE).expect("mprotect");
+        // The same by who holds the lock of the table only. Nothing is taken, as memory is not short.
+        raw(nr::MADVISE, &[page, PAGE, MADV_FREE]).expect("madvise");
         mprotect(start, BLOCK, READ_WRITE | 4).expect("mprotect");
         mprotect(start, BLOCK, READ_WRITE).expect("mprotect");
         // The write permission of what is only read.
@@ -110,5 +118,7 @@ fn main(_: Environment) -> i32 {
     assert_eq!(fold_state(start), Ok(FOLDED), "the block is not folded");
     assert_eq!(fold_state(start + BLOCK), Ok(FOLDED), "the block that is read is not folded");
     println!("a block was used while its permissions changed");
+    let (mappings, table) = faults_waited();
+    println!("# {mappings} faults waited for who changed mappings, {table} for the lock of the table");
     0
 }
