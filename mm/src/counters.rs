@@ -24,7 +24,7 @@ counters! {
     Refolds
     /// Blocks unfolded because one of their PTEs was set.
     UnfoldsBySet
-    /// Blocks unfolded because a part was cleared.
+    /// Blocks unfolded because a part was cleared, or made old and clean.
     UnfoldsByClear
     /// Blocks unfolded because a part was write-protected.
     UnfoldsByWriteProtect

@@ -77,6 +77,8 @@ fn perform(task: &Arc<Task>, frame: &mut TrapFrame) -> Result<u64, Errno> {
         #[cfg(feature = "selftest")]
         memory::FOLD_STATE => memory::fold_state(task, a0),
         #[cfg(feature = "selftest")]
+        memory::RECLAIM => memory::reclaim(task, a0),
+        #[cfg(feature = "selftest")]
         memory::FAULTS_WAITED => Ok(memory::faults_waited(task)),
         #[cfg(feature = "selftest")]
         injection::FAIL_NTH => Ok(injection::fail_nth(task, a0, a1)),

@@ -83,6 +83,7 @@ const TESTS: &[Test] = &[
     Test::new("process.crowd", process::crowd),
     Test::new("process.missing", process::missing),
     Test::new("process.folds", process::folds),
+    Test::new("process.contpte", process::contpte),
     Test::new("process.populate", process::populate),
     Test::new(
         "process.a_block_is_used_while_another_cpu_changes_it",

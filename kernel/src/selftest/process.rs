@@ -56,6 +56,7 @@ programs! {
     crowd: "crowd";
     missing: "missing";
     folds: "folds", "here";
+    contpte: "contpte", "here";
     populate: "populate";
     /// Each allocation of a process fails, one after another: all is given back, as the harness looks.
     each_allocation_fails: "denied";

@@ -10,6 +10,7 @@ use super::fault::permits;
 use super::ranges::Batch;
 use super::{Access, AddressSpace, Fault, TASK_SIZE};
 use crate::contpte;
+use crate::counters::Counter;
 use crate::errno::Errno;
 use crate::guard::PteGuard;
 use crate::mman::*;
@@ -84,10 +85,10 @@ impl<'m, M: Mmu> AddressSpace<'m, M> {
             // What a user wrote and may execute is known by the dirty state, which goes.
             folio.mark_written();
             Self::for_each_part(batch, |part| {
-                if part.nr < contpte::cont_ptes::<M>() && ptep_get(guard, part.va).is_folded() {
+                let indices = guard.indices(part.va, part.nr);
+                if part.nr < contpte::cont_ptes::<M>() && guard.get(indices.start).is_folded() {
                     // Young and dirty are of the block; what is not advised so keeps them.
-                    let pte = get_and_clear_ptes(guard, part.va, part.nr);
-                    set_ptes(guard, part.va, pte.mkold().mkclean(), part.nr);
+                    contpte::unfold(guard, indices, Counter::UnfoldsByClear, |pte| pte.mkold().mkclean());
                 } else {
                     clear_young_dirty_ptes(guard, part.va, part.nr, YoungDirty::Both);
                 }

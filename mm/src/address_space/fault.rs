@@ -17,7 +17,7 @@ use crate::ptep::{
 };
 use crate::shared::NoFolio;
 use crate::vma::{Backing, Prot, Vma};
-use crate::{ThpPolicy, tlb};
+use crate::{ThpPolicy, contpte, tlb};
 
 /// What a step towards the access came to: `None` where the entry is to be looked at again.
 type Step = Result<Option<Resolution>, Fault>;
@@ -339,7 +339,8 @@ impl<'m, M: Mmu> AddressSpace<'m, M> {
         if same { nr } else { 1 }
     }
 
-    /// Makes all pages of a folio writable that nobody else has any more.
+    /// Makes all pages of a folio writable that nobody else has any more, and folds its block again where fork had protected
+    /// a part of it.
     fn take_back(
         &self,
         guard: &mut PteGuard<'_, 'm, M>,
@@ -351,7 +352,7 @@ impl<'m, M: Mmu> AddressSpace<'m, M> {
         let whole = Self::folio_range(guard, va, pte, folio);
         let range = whole.start.max(vma.start)..whole.end.min(vma.end);
         let prot = vma.prot.of_entry(true).expect("what faults may be accessed");
-        let Ok(()) = Self::for_each_batch(guard, range, |guard, batch| {
+        let Ok(()) = Self::for_each_batch(guard, range.clone(), |guard, batch| {
             if batch.pte.is_valid()
                 && !batch.pte.is_writable()
                 && folio.contains(batch.pte.pa().pfn(M::GRANULE))
@@ -361,5 +362,9 @@ impl<'m, M: Mmu> AddressSpace<'m, M> {
             }
             Ok::<(), core::convert::Infallible>(())
         });
+        if folio.frames() > 1 {
+            let nr = (range.end - range.start) / Self::PAGE;
+            contpte::refold(guard, VirtAddr::new(range.start), nr as usize);
+        }
     }
 }

@@ -55,6 +55,7 @@ same_on_linux! {
     float_is_the_same_on_linux: "float";
     faults_is_the_same_on_linux: "faults";
     folds_is_the_same_on_linux: "folds";
+    contpte_is_the_same_on_linux: "contpte";
 }
 
 #[test]

@@ -222,6 +222,12 @@ pub fn fold_state(at: usize) -> Result {
     raw(FOLD_STATE, &[at])
 }
 
+/// Takes pages that were advised MADV_FREE as if memory were short; how many. Only the kernel's self-tests have this call.
+pub fn reclaim(pages: usize) -> Result {
+    const RECLAIM: usize = 0x4ec1;
+    raw(RECLAIM, &[pages])
+}
+
 /// How many faults of this address space have waited so far: for who changed mappings, and for the lock of a table. Only the
 /// kernel's self-tests have this call.
 pub fn faults_waited() -> (u32, u32) {

@@ -100,6 +100,19 @@ pub(super) fn mincore(task: &Arc<Task>, addr: u64, length: u64, vec: u64) -> Res
 #[cfg(feature = "selftest")]
 pub(super) const FOLD_STATE: u64 = 0xf01d;
 
+/// Another: takes pages as if memory were short.
+#[cfg(feature = "selftest")]
+pub(super) const RECLAIM: u64 = 0x4ec1;
+
+/// `reclaim(pages)`: of the process's own address space; how many.
+///
+/// # Errors
+/// EAGAIN where another process changes its mappings.
+#[cfg(feature = "selftest")]
+pub(super) fn reclaim(task: &Arc<Task>, pages: u64) -> Result<u64, Errno> {
+    task.own_space().reclaim(pages).ok_or(Errno::EAGAIN)
+}
+
 /// Another: how many faults of the process's address space have waited.
 #[cfg(feature = "selftest")]
 pub(super) const FAULTS_WAITED: u64 = 0xf017;

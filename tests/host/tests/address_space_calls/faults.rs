@@ -217,6 +217,12 @@ mod inner {
         assert_eq!(world.fault(0, 0, Access::Write), Ok(Resolution::Changed));
         assert_eq!(world.word(0, 2 * block + 1), 0);
         drop(all);
+        // The last page of a block, whose change could fold it again.
+        world.map(0, 0, block, RW, PRIVATE);
+        (0..block).for_each(|page| world.set_word(0, page, 77));
+        world.advise(0, block - 1, 1, MADV_FREE);
+        assert_eq!(world.processes[0].space.reclaim(u64::MAX), Some(1));
+        assert_eq!((world.word(0, block - 2), world.word(0, block - 1)), (77, 0));
     }
 
     /// A page that was used since it was advised goes after those that were not.
