@@ -142,6 +142,8 @@ pub struct CpuFeatures {
     pub tlbi_os: bool,
     /// FEAT_TLBIRANGE (ISAR0.TLB): TLBI by range.
     pub tlbi_range: bool,
+    /// FEAT_RNG (ISAR0.RNDR): random numbers by a register.
+    pub rng: bool,
     /// FEAT_MOPS (ISAR2.MOPS): memory copy and set instructions.
     pub mops: bool,
     /// Caches (CTR_EL0).
@@ -216,6 +218,7 @@ impl CpuFeatures {
             lse: field(id.isar0, 20) >= 0b0010,
             tlbi_os: field(id.isar0, 56) != 0,
             tlbi_range: field(id.isar0, 56) >= 0b0010,
+            rng: field(id.isar0, 60) != 0,
             mops: field(id.isar2, 16) != 0,
             caches: CacheType {
                 // Both are log2 of a number of 4-byte words.
@@ -253,6 +256,7 @@ impl CpuFeatures {
             lse: a.lse && b.lse,
             tlbi_os: a.tlbi_os && b.tlbi_os,
             tlbi_range: a.tlbi_range && b.tlbi_range,
+            rng: a.rng && b.rng,
             mops: a.mops && b.mops,
             caches: CacheType {
                 dcache_line: a.caches.dcache_line.min(b.caches.dcache_line),

@@ -129,6 +129,10 @@ pub fn parse(blob: &[u8]) -> Result<Platform<'_>, DtError> {
             Some(chosen) => initrd(&chosen)?,
             None => None,
         },
+        rng_seed: match chosen.and_then(|chosen| chosen.property("rng-seed")) {
+            Some(seed) => seed.value_as::<&[u8]>().map_err(|_| malformed("/chosen", "rng-seed"))?,
+            None => &[],
+        },
         efi: match chosen {
             Some(chosen) => EfiTables::read(&chosen)?,
             None => None,

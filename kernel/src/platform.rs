@@ -89,6 +89,8 @@ pub struct Platform<'a> {
     pub bootargs: &'a str,
     /// The initial RAM disk, where the boot loader gave one.
     pub initrd: Option<PhysRange>,
+    /// `/chosen` `rng-seed`: entropy from the boot loader, empty where absent.
+    pub rng_seed: &'a [u8],
     /// What EFI firmware has left, where the kernel was started by one.
     pub efi: Option<EfiTables<'a>>,
     /// The first [`MAX_CPUS`] CPUs in the tree's order. No two have the same affinity.

@@ -12,6 +12,7 @@ pub mod icc;
 pub mod id;
 pub mod pmu;
 pub mod probe;
+pub mod rng;
 pub mod semihosting;
 pub mod task;
 pub mod trap;

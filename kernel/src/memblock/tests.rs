@@ -21,6 +21,7 @@ fn platform(memory: &[(u64, u64)], reserved: &[(u64, u64, bool)]) -> Platform<'s
             .collect(),
         bootargs: "",
         initrd: None,
+        rng_seed: &[],
         efi: None,
         cpus: ArrayVec::new(),
         cpus_described: 0,

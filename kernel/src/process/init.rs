@@ -9,7 +9,7 @@ use mm::Errno;
 
 use super::files::Files;
 use super::trap::Faults;
-use super::{Begin, Signal, Status, exec, initramfs, life, sched, space, syscall};
+use super::{Begin, Signal, Status, exec, initramfs, life, random, sched, space, syscall};
 use crate::panic::fatal;
 use crate::{exit, heap};
 use kernel::platform::Platform;
@@ -30,6 +30,7 @@ pub(crate) fn has_initrd() -> bool {
 pub(crate) fn prepare(platform: &Platform<'_>, arguments: &BootArgs<'_>) -> Result<(), initramfs::Error> {
     HAS_INITRD.store(platform.initrd.is_some(), Ordering::Relaxed);
     sched::init();
+    random::init(platform.rng_seed);
     space::init(arguments.thp).map_err(|_| initramfs::Error::NoMemory)?;
     initramfs::init(platform.initrd)
 }

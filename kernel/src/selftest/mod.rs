@@ -78,6 +78,7 @@ const TESTS: &[Test] = &[
     Test::new("process.files", process::files),
     Test::new("process.errors", process::errors),
     Test::new("process.time", process::time),
+    Test::new("process.random", process::random),
     Test::new("process.float", process::float),
     Test::new("process.faults", process::faults),
     Test::new("process.crowd", process::crowd),

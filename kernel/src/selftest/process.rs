@@ -51,6 +51,7 @@ programs! {
     files: "files";
     errors: "errors";
     time: "time";
+    random: "random";
     float: "float";
     faults: "faults";
     crowd: "crowd";

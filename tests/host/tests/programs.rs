@@ -52,6 +52,7 @@ same_on_linux! {
     files_is_the_same_on_linux: "files";
     errors_is_the_same_on_linux: "errors";
     time_is_the_same_on_linux: "time";
+    random_is_the_same_on_linux: "random";
     float_is_the_same_on_linux: "float";
     faults_is_the_same_on_linux: "faults";
     folds_is_the_same_on_linux: "folds";

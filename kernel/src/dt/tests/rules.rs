@@ -185,6 +185,17 @@ fn the_initrd_has_a_start_before_its_end() {
 }
 
 #[test]
+fn entropy_is_as_many_bytes_as_there_are() {
+    for seed in [&b""[..], b"x", &[0xa5; 32], &[1; 64]] {
+        let found = read(machine().child(node("chosen").bytes("rng-seed", seed)), |platform| {
+            platform.rng_seed == seed
+        });
+        assert_eq!(found, Ok(true));
+    }
+    assert_eq!(read(machine(), |platform| platform.rng_seed.is_empty()), Ok(true));
+}
+
+#[test]
 fn the_command_line_is_text() {
     let bootargs = |value: &[u8]| {
         read(machine().child(node("chosen").bytes("bootargs", value)), |platform| {

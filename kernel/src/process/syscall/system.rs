@@ -2,6 +2,7 @@
 
 use alloc::sync::Arc;
 
+use log::warn;
 use mm::Errno;
 
 use crate::process::{Task, files, random, uaccess};
@@ -30,17 +31,26 @@ pub(super) fn uname(task: &Arc<Task>, buffer: u64) -> Result<u64, Errno> {
 
 /// `getrandom(buffer, count, flags)`
 ///
+/// Where there was no entropy at boot, there will be none: it does not wait for any, but says so.
+///
 /// # Errors
-/// EINVAL, EFAULT.
+/// EINVAL, EFAULT; EAGAIN for GRND_NONBLOCK without entropy.
 pub(super) fn getrandom(task: &Arc<Task>, buffer: u64, count: u64, flags: u64) -> Result<u64, Errno> {
     const GRND_RANDOM: u64 = 2;
     const GRND_INSECURE: u64 = 4;
-    const ALL: u64 = 1 | GRND_RANDOM | GRND_INSECURE;
+    const GRND_NONBLOCK: u64 = 1;
+    const ALL: u64 = GRND_NONBLOCK | GRND_RANDOM | GRND_INSECURE;
     if flags & !ALL != 0 || flags & (GRND_RANDOM | GRND_INSECURE) == GRND_RANDOM | GRND_INSECURE {
         return Err(Errno::EINVAL);
     }
     let count = count.min(files::MAX_COUNT);
     files::expect_user(buffer, count)?;
+    if !random::is_seeded() && flags & GRND_INSECURE == 0 {
+        if flags & GRND_NONBLOCK != 0 {
+            return Err(Errno::EAGAIN);
+        }
+        warn!("{task} gets random numbers that can be guessed: this machine gave no entropy");
+    }
     let mut done = 0;
     while done < count && task.killed().is_none() {
         let mut piece = [0; 256];
