@@ -61,6 +61,14 @@ pub fn program(name: &str) -> PathBuf {
     built(&format!("bin/{name}"))
 }
 
+/// The archive of all programs of tests/user, as an initial RAM disk.
+///
+/// # Panics
+/// Where it was not built.
+pub fn initramfs() -> PathBuf {
+    built("initramfs.cpio")
+}
+
 fn built(name: &str) -> PathBuf {
     let path = output_directory().join(name);
     assert!(path.exists(), "{} is not there: scripts/test builds it, then runs these tests", path.display());

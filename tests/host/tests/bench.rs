@@ -1,9 +1,9 @@
 //! The benchmark of the public calls on entries: it counts, gives the same figures each time, and keeps its bounds, which
-//! the kernel judges itself.
+//! the kernel judges itself. And that of whole operations of address spaces, whose bounds are in `figures.txt`.
 
 use std::fs;
 
-use pleat_host_tests::boot::{Boot, Outcome, source_root};
+use pleat_host_tests::boot::{Boot, Outcome, bare_image, initramfs, source_root};
 
 /// The counter ticks once for each instruction.
 const CPUS: [&str; 2] = ["cortex-a72,cntfrq=1000000000", "max"];
@@ -61,6 +61,41 @@ fn cpus_that_take_turns_are_refused() {
     let outcome = bench("max", "2", ICOUNT);
     outcome.failed("failed (exit status 1)");
     assert!(outcome.lines().any(|line| line.starts_with("# there are 2 CPUs")), "{outcome}");
+}
+
+/// Every operation is measured, and takes no more than its part of what Linux takes; none is beside the table.
+#[test]
+fn operations_of_processes_keep_their_bounds() {
+    let options = Boot::new().option("--image", bare_image()).option("--initrd", initramfs());
+    let options = options.option("--cpu", CPUS[0]).option("--smp", "1").option("--timeout", "120");
+    let outcome = options.option("--args", "init=/bin/figures").option("--qemu", ICOUNT).run();
+    assert_eq!(outcome.status, Some(0), "{outcome}");
+    let mut measured: Vec<(&str, f64)> = Vec::new();
+    for line in outcome.lines_after("figure ") {
+        let [name, ticks, count] = line.split(' ').collect::<Vec<_>>()[..] else { panic!("{line}") };
+        let number = |text: &str| text.parse::<f64>().unwrap_or_else(|_| panic!("{line}"));
+        measured.push((name, number(ticks) / number(count)));
+    }
+    let table = fs::read_to_string(source_root().join("tests/host/figures.txt")).unwrap();
+    let rows = table.lines().filter(|line| !line.starts_with('#')).map(|line| {
+        let cells: Vec<&str> = line.split('|').map(str::trim).collect();
+        let [name, _, _, linux, _, _, bound] = cells[..] else { panic!("{line}") };
+        (name, linux.parse::<f64>().expect(name), bound.parse::<f64>().expect(name))
+    });
+    let rows: Vec<_> = rows.collect();
+    let names = |rows: &mut dyn Iterator<Item = &'_ str>| rows.map(str::to_owned).collect::<Vec<_>>();
+    let expected = names(&mut rows.iter().map(|row| row.0));
+    assert_eq!(names(&mut measured.iter().map(|row| row.0)), expected, "{outcome}");
+    let mut beyond = Vec::new();
+    for ((name, ours), (_, linux, bound)) in measured.into_iter().zip(rows) {
+        // What takes nothing is not measured.
+        if ours <= 0.0 || ours > bound * linux {
+            beyond.push(format!(
+                "{name}: {ours} instructions, {linux} on Linux, {bound} times that are allowed"
+            ));
+        }
+    }
+    assert!(beyond.is_empty(), "{beyond:#?}\n{outcome}");
 }
 
 /// A table and a plot, which say that an emulator's TLB is not what they are about.
