@@ -2,7 +2,7 @@
 
 use core::ops::Range;
 
-use crate::addr::PhysAddr;
+use crate::addr::{PhysAddr, VirtAddr};
 use crate::descriptor::{self, Kind, PteValue};
 pub use crate::features::Hafdbs;
 use crate::granule::{Granule, LAST_LEVEL};
@@ -169,6 +169,21 @@ pub unsafe trait Mmu {
     /// Issues a TLB invalidation for all CPUs of the Inner Shareable domain; it is not complete
     /// before [`complete`](Self::complete).
     fn invalidate(&self, operation: Tlbi);
+
+    /// Issues `first`, which is of one page, for that page and those that follow it, `pages` in all: as [`Self::invalidate`] does
+    /// each.
+    ///
+    /// # Panics
+    /// Where it is not [`Tlbi::Page`].
+    fn invalidate_pages(&self, first: Tlbi, pages: u64) {
+        let Tlbi::Page { va: start, space, last_level, granule, level } = first else {
+            panic!("{first:?} is not of one page");
+        };
+        for page in 0..pages {
+            let va = VirtAddr::new(start.get() + page * granule.page_size());
+            self.invalidate(Tlbi::Page { va, space, last_level, granule, level });
+        }
+    }
 
     /// Waits until earlier invalidations are done on every CPU: `dsb ish; isb`.
     fn complete(&self);

@@ -19,26 +19,31 @@ enum Freed<'m> {
     Mappings(FolioRef<'m>, u32),
 }
 
-/// How much may wait.
+/// How many folios may wait in a [`Gather`].
 const BATCH: usize = 32;
 
 /// Ranges of pages that wait for a flush apart from each other; a further one flushes first.
-const RANGES: usize = 8;
+const RANGES: usize = 4;
+
+/// Indices of entries of one table, in little space.
+type Indices = Range<u16>;
 
 /// The page-table lock (PTL) of one last-level table. Whoever changes an entry of the table holds it.
 ///
 /// It is also the gather of what was cleared under it: pages whose old translation a TLB may still hold. They are
 /// flushed at once where one of them becomes valid again (DDI 0487, D8.16.1: break, flush, make), and else when the
-/// guard is dropped, before the lock is released: a fault that waits for it may install another frame. Folios that
-/// were given to [`Self::free_after_flush`] are dropped after that flush, never before.
+/// guard is dropped, before the lock is released: a fault that waits for it may install another frame. A folio that
+/// was given to [`Self::free_after_flush`] is dropped after that flush, never before.
+///
+/// It is moved from call to call by every fault, so it is small: 128 bytes. Who unmaps many folios has a [`Gather`] beside it.
 pub struct PteGuard<'a, 'm, M: Mmu> {
     mm: &'a Mm<'m, M>,
     table: Table<'a, M>,
     /// The first address that the table translates.
     base: u64,
     /// Indices of entries whose old translation may still be cached.
-    pending: ArrayVec<Range<usize>, RANGES>,
-    freed: ArrayVec<Freed<'m>, BATCH>,
+    pending: ArrayVec<Indices, RANGES>,
+    freed: Option<Freed<'m>>,
     /// The mm is `efi_mm`: so that each call looks at one byte.
     #[cfg(feature = "efi")]
     efi: bool,
@@ -60,7 +65,7 @@ impl<'a, 'm, M: Mmu> PteGuard<'a, 'm, M> {
             table,
             base,
             pending: ArrayVec::new(),
-            freed: ArrayVec::new(),
+            freed: None,
             #[cfg(feature = "efi")]
             efi: matches!(mm.kind(), Kind::Efi { .. }),
             _lock: lock,
@@ -114,6 +119,8 @@ impl<'a, 'm, M: Mmu> PteGuard<'a, 'm, M> {
     /// The old translations of these entries may be cached until the next flush.
     #[inline]
     pub(crate) fn owe_flush(&mut self, indices: Range<usize>) {
+        // A table of the largest granule has 2^13 entries.
+        let indices = indices.start as u16..indices.end as u16;
         if self.pending.is_empty() {
             self.pending.push(indices);
         } else {
@@ -122,13 +129,12 @@ impl<'a, 'm, M: Mmu> PteGuard<'a, 'm, M> {
     }
 
     #[inline(never)]
-    fn owe_also(&mut self, indices: Range<usize>) {
+    fn owe_also(&mut self, indices: Indices) {
         // Where one operation invalidates a range, one that holds all is cheaper than several; where each page takes one,
         // the pages between are not invalidated for nothing.
         let one_for_all = self.mm.mmu().features().tlb_range;
-        let near = |other: &&mut Range<usize>| {
-            one_for_all || indices.start <= other.end && other.start <= indices.end
-        };
+        let near =
+            |other: &&mut Indices| one_for_all || indices.start <= other.end && other.start <= indices.end;
         if let Some(range) = self.pending.iter_mut().rev().find(near) {
             *range = range.start.min(indices.start)..range.end.max(indices.end);
             return;
@@ -150,7 +156,9 @@ impl<'a, 'm, M: Mmu> PteGuard<'a, 'm, M> {
 
     /// Whether the old translation of one of these entries may be cached.
     fn owes(&self, indices: &Range<usize>) -> bool {
-        self.pending.iter().any(|range| indices.start < range.end && range.start < indices.end)
+        self.pending
+            .iter()
+            .any(|range| indices.start < usize::from(range.end) && usize::from(range.start) < indices.end)
     }
 
     /// Flushes these entries, together with what is owed if the two overlap, and waits until every CPU has done it.
@@ -184,23 +192,20 @@ impl<'a, 'm, M: Mmu> PteGuard<'a, 'm, M> {
     }
 
     /// Flushes what is owed and gives back what waited for it. Waits until every CPU has done it.
-    #[inline(never)]
+    #[inline]
     pub fn flush(&mut self) {
         self.flush_pending();
-        if !self.freed.is_empty() {
-            self.give_back();
+        if let Some(freed) = self.freed.take() {
+            self.give_back(freed);
         }
     }
 
     #[inline(never)]
-    fn give_back(&mut self) {
-        let frames = self.frames();
-        for freed in self.freed.drain(..) {
-            match (freed, frames) {
-                (Freed::Folio(folio), _) => drop(folio),
-                (Freed::Mappings(folio, nr), Some(frames)) => frames.sub_mappings(folio, nr),
-                (Freed::Mappings(..), None) => unreachable!("only a user's mappings are counted"),
-            }
+    fn give_back(&self, freed: Freed<'m>) {
+        match (freed, self.frames()) {
+            (Freed::Folio(folio), _) => drop(folio),
+            (Freed::Mappings(folio, nr), Some(frames)) => frames.sub_mappings(folio, nr),
+            (Freed::Mappings(..), None) => unreachable!("only a user's mappings are counted"),
         }
     }
 
@@ -212,35 +217,80 @@ impl<'a, 'm, M: Mmu> PteGuard<'a, 'm, M> {
         }
     }
 
+    #[inline]
     fn flush_pending(&mut self) {
         if !self.pending.is_empty() {
-            let ranges = self.pending.iter().map(|range| (self.va(range.start), range.len() as u64));
-            tlb::flush_ranges(self.mm, ranges);
-            self.pending.clear();
+            self.flush_ranges();
         }
     }
 
-    /// Drops `folio` after the next flush: the pages that were cleared may still be written to through a TLB.
+    #[inline(never)]
+    fn flush_ranges(&mut self) {
+        let ranges = self.pending.iter().map(|range| (self.va(range.start.into()), range.len() as u64));
+        tlb::flush_ranges(self.mm, ranges);
+        self.pending.clear();
+    }
+
+    /// Drops `folio` after the next flush: the pages that were cleared may still be written to through a TLB. One may wait; a
+    /// further one flushes first.
     pub fn free_after_flush(&mut self, folio: Folio<'m>) {
-        if self.freed.is_full() {
+        if self.freed.is_some() {
             self.flush();
         }
-        self.freed.push(Freed::Folio(folio));
+        self.freed = Some(Freed::Folio(folio));
     }
 
     /// Counts `nr` mappings of a folio less after the next flush, and frees it with the last: what was cleared may still be
-    /// used through a TLB.
+    /// used through a TLB. As [`Self::free_after_flush`].
     pub(crate) fn unmap_after_flush(&mut self, folio: FolioRef<'m>, nr: u32) {
-        if let Some(Freed::Mappings(last, count)) = self.freed.last_mut()
+        if self.freed.is_some() {
+            self.flush();
+        }
+        self.freed = Some(Freed::Mappings(folio, nr));
+    }
+}
+
+/// Folios that are unmapped under one guard, of which many wait for one flush: their mappings are counted less after it, when
+/// there is no more room or this is dropped.
+pub(crate) struct Gather<'g, 'a, 'm, M: Mmu> {
+    /// Of the table in which they were mapped.
+    pub(crate) guard: &'g mut PteGuard<'a, 'm, M>,
+    freed: ArrayVec<(FolioRef<'m>, u32), BATCH>,
+}
+
+impl<'g, 'a, 'm, M: Mmu> Gather<'g, 'a, 'm, M> {
+    pub(crate) fn new(guard: &'g mut PteGuard<'a, 'm, M>) -> Self {
+        Self { guard, freed: ArrayVec::new() }
+    }
+
+    /// Counts `nr` mappings of a folio less after the next flush, and frees it with the last.
+    #[inline]
+    pub(crate) fn unmap_after_flush(&mut self, folio: FolioRef<'m>, nr: u32) {
+        if let Some((last, count)) = self.freed.last_mut()
             && last.head() == folio.head()
         {
             *count += nr;
             return;
         }
         if self.freed.is_full() {
-            self.flush();
+            self.give_back();
         }
-        self.freed.push(Freed::Mappings(folio, nr));
+        self.freed.push((folio, nr));
+    }
+
+    #[inline(never)]
+    fn give_back(&mut self) {
+        self.guard.flush_pending();
+        let frames = self.guard.frames().expect("only a user's mappings are counted");
+        self.freed.drain(..).for_each(|(folio, nr)| frames.sub_mappings(folio, nr));
+    }
+}
+
+impl<M: Mmu> Drop for Gather<'_, '_, '_, M> {
+    fn drop(&mut self) {
+        if !self.freed.is_empty() {
+            self.give_back();
+        }
     }
 }
 

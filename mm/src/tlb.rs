@@ -65,11 +65,8 @@ pub(crate) fn flush_tables<M: Mmu>(mm: &Mm<'_, M>, tables: impl ExactSizeIterato
 fn issue_range<M: Mmu>(mm: &Mm<'_, M>, space: Space, va: VirtAddr, pages: u64) {
     let (granule, level) = (M::GRANULE, Some(LAST_LEVEL));
     if !mm.mmu().features().tlb_range {
-        let operation = |page: u64| {
-            let va = VirtAddr::new(va.get() + page * granule.page_size());
-            Tlbi::Page { va, space, last_level: true, granule, level }
-        };
-        issue(mm, (0..pages).map(operation));
+        mm.mmu().invalidate_pages(Tlbi::Page { va, space, last_level: true, granule, level }, pages);
+        mm.counters().add(Counter::TlbInvalidations, pages);
     } else if let Ok(operations) = Tlbi::range(va, pages, space, true, granule, level) {
         issue(mm, operations);
     } else {

@@ -153,6 +153,32 @@ unsafe impl<W: Window, const PAGE_SHIFT: u32> Mmu for Hardware<W, PAGE_SHIFT> {
         }
     }
 
+    fn invalidate_pages(&self, first: Tlbi, pages: u64) {
+        let Tlbi::Page { granule, .. } = first else { panic!("{first:?} is not of one page") };
+        let first = if FEATURES.load(Ordering::Relaxed) & TTL != 0 { first } else { without_hint(first) };
+        // The address is the lowest field, in units of 4 KiB; beyond the last page nothing is issued.
+        let mut operand = first.operand();
+        let step = granule.page_size() >> Granule::K4.page_shift();
+        macro_rules! each {
+            ($name:literal) => {
+                for _ in 0..pages {
+                    // SAFETY: as in `invalidate`.
+                    unsafe {
+                        asm!(concat!("tlbi ", $name, ", {}"), in(reg) operand, options(nostack, preserves_flags));
+                    }
+                    operand = operand.wrapping_add(step);
+                }
+            };
+        }
+        match first.form() {
+            Form::Vae1is => each!("vae1is"),
+            Form::Vale1is => each!("vale1is"),
+            Form::Vaae1is => each!("vaae1is"),
+            Form::Vaale1is => each!("vaale1is"),
+            _ => unreachable!("a page has no other form"),
+        }
+    }
+
     fn complete(&self) {
         barrier::dsb_ish();
         barrier::isb();

@@ -166,6 +166,11 @@ unsafe impl Mmu for Counting {
         self.hardware.invalidate(operation);
     }
 
+    fn invalidate_pages(&self, first: Tlbi, pages: u64) {
+        self.count(|operations| operations.invalidations += pages);
+        self.hardware.invalidate_pages(first, pages);
+    }
+
     fn complete(&self) {
         self.count(|operations| operations.completions += 1);
         self.hardware.complete();

@@ -12,7 +12,7 @@ use super::{Access, AddressSpace, Fault, TASK_SIZE};
 use crate::contpte;
 use crate::counters::Counter;
 use crate::errno::Errno;
-use crate::guard::PteGuard;
+use crate::guard::{Gather, PteGuard};
 use crate::mman::*;
 use crate::pte::Pte;
 use crate::ptep::{
@@ -219,9 +219,9 @@ impl<'m, M: Mmu> AddressSpace<'m, M> {
             for vma in map.vmas.overlapping(&part).iter().filter(|vma| vma.is_anonymous()) {
                 let range = vma.start.max(part.start)..vma.end.min(part.end);
                 // Enough is an error, so that it ends.
-                let enough = self.for_each_batch_in(&range, |guard, batch| {
+                let enough = self.for_each_batch_gathered(&range, |gather, batch| {
                     if batch.pte.is_valid() {
-                        reclaimed += self.reclaim_batch(guard, batch);
+                        reclaimed += self.reclaim_batch(gather, batch);
                     }
                     let next = batch.va.get() + batch.nr as u64 * Self::PAGE;
                     if reclaimed < pages { Ok(()) } else { Err(next) }
@@ -236,10 +236,11 @@ impl<'m, M: Mmu> AddressSpace<'m, M> {
     }
 
     /// Unmaps those pages of a batch that are old and clean. Clean is only what was advised so, here or by who was copied.
-    fn reclaim_batch(&self, guard: &mut PteGuard<'_, 'm, M>, batch: Batch) -> u64 {
-        if self.counted_folio(batch.pte).is_none() {
+    fn reclaim_batch(&self, gather: &mut Gather<'_, '_, 'm, M>, batch: Batch) -> u64 {
+        let guard = &mut *gather.guard;
+        let Some(folio) = self.counted_folio(batch.pte) else {
             return 0;
-        }
+        };
         let at = |i: usize| VirtAddr::new(batch.va.get() + i as u64 * Self::PAGE);
         let (mut i, mut reclaimed) = (0, 0);
         while i < batch.nr {
@@ -251,13 +252,15 @@ impl<'m, M: Mmu> AddressSpace<'m, M> {
                     // Written to at the last moment.
                     set_ptes(guard, at(i), pte, nr);
                 } else {
-                    self.unmapped(guard, pte, nr);
-                    reclaimed += nr as u64;
+                    reclaimed += nr;
                 }
             }
             i += nr;
         }
-        reclaimed
+        if reclaimed > 0 {
+            gather.unmap_after_flush(folio, reclaimed as u32);
+        }
+        reclaimed as u64
     }
 
     /// Folds every block that qualifies; how many it folded. For an idle CPU. Blocks of anonymous memory of which a part was

@@ -196,8 +196,10 @@ impl<'m, M: Mmu> AddressSpace<'m, M> {
         if guard.table().leaves(first..first + nr).any(|pte| pte != PteValue::NONE) {
             let old = get_and_clear_ptes(guard, start, nr);
             // Either zeroes, and here and there nothing, or pages of one folio.
-            if old.is_valid() {
-                self.unmapped(guard, old, nr);
+            if old.is_valid()
+                && let Some(folio) = self.given_up(old)
+            {
+                guard.unmap_after_flush(folio, nr as u32);
             }
         }
         let prot = vma.prot.of_entry(true).expect("what faults may be accessed");

@@ -8,7 +8,7 @@ use arch::{Mmu, PteFlags, PteValue, VirtAddr};
 use super::AddressSpace;
 use crate::contpte;
 use crate::frame::FolioRef;
-use crate::guard::PteGuard;
+use crate::guard::{Gather, PteGuard};
 use crate::pte::{Pte, UserProt};
 use crate::ptep::{get_and_clear_ptes, pte_batch, ptep_get, set_ptes};
 
@@ -116,27 +116,41 @@ impl<'m, M: Mmu> AddressSpace<'m, M> {
         Some(self.memory.frames().folio(pfn).expect("what is mapped here has a folio"))
     }
 
-    /// Says that `nr` entries from `pte` on are no longer mapped: their folio may be freed after the flush that is owed.
-    pub(super) fn unmapped(&self, guard: &mut PteGuard<'_, 'm, M>, pte: PteValue, nr: usize) {
-        if let Some(folio) = self.counted_folio(pte) {
-            if pte.is_dirty() {
-                // Its dirty state goes with the entry.
-                folio.mark_written();
+    /// Every batch in `range`, with what gathers the folios that are unmapped.
+    pub(super) fn for_each_batch_gathered<E>(
+        &self,
+        range: &Range<u64>,
+        mut act: impl FnMut(&mut Gather<'_, '_, 'm, M>, Batch) -> Result<(), E>,
+    ) -> Result<(), E> {
+        self.for_each_table(range, |guard, range| {
+            let mut gather = Gather::new(guard);
+            let mut at = range.start;
+            while let Some(batch) = Self::next_batch(gather.guard, at..range.end) {
+                act(&mut gather, batch)?;
+                at = batch.va.get() + batch.nr as u64 * Self::PAGE;
             }
-            guard.unmap_after_flush(folio, nr as u32);
-        }
+            Ok(())
+        })
     }
 
-    /// Unmaps the pages of a batch.
-    pub(super) fn unmap(&self, guard: &mut PteGuard<'_, 'm, M>, batch: Batch) {
-        let pte = get_and_clear_ptes(guard, batch.va, batch.nr);
-        self.unmapped(guard, pte, batch.nr);
+    /// The folio whose mappings are to be counted less for entries that were cleared, of which `pte` is the first, if they are
+    /// counted.
+    pub(super) fn given_up(&self, pte: PteValue) -> Option<FolioRef<'m>> {
+        let folio = self.counted_folio(pte)?;
+        if pte.is_dirty() {
+            // Its dirty state goes with the entry.
+            folio.mark_written();
+        }
+        Some(folio)
     }
 
     /// Unmaps all pages of a range, one flush for each table that has some.
     pub(super) fn zap(&self, range: &Range<u64>) {
-        let Ok(()) = self.for_each_batch_in(range, |guard, batch| {
-            self.unmap(guard, batch);
+        let Ok(()) = self.for_each_batch_gathered(range, |gather, batch| {
+            let pte = get_and_clear_ptes(gather.guard, batch.va, batch.nr);
+            if let Some(folio) = self.given_up(pte) {
+                gather.unmap_after_flush(folio, batch.nr as u32);
+            }
             Ok::<(), core::convert::Infallible>(())
         });
     }
