@@ -216,7 +216,7 @@ impl<'m, M: Mmu> AddressSpace<'m, M> {
         let hand = self.reclaim_from.load(Ordering::Relaxed);
         let mut reclaimed = 0;
         for part in [hand..TASK_SIZE, 0..hand] {
-            for vma in map.vmas.overlapping(&part).iter().filter(|vma| vma.is_anonymous()) {
+            for vma in map.vmas.overlapping(&part).filter(|vma| vma.is_anonymous()) {
                 let range = vma.start.max(part.start)..vma.end.min(part.end);
                 // Enough is an error, so that it ends.
                 let enough = self.for_each_batch_gathered(&range, |gather, batch| {
@@ -271,7 +271,7 @@ impl<'m, M: Mmu> AddressSpace<'m, M> {
     pub fn refold_pass(&self) -> usize {
         let Some(map) = self.try_read_map() else { return 0 };
         let mut folded = 0;
-        for vma in map.vmas.as_slice() {
+        for vma in map.vmas.iter() {
             let Ok(()) = self.for_each_table(&(vma.start..vma.end), |guard, range| {
                 let mut at = range.start;
                 while at < range.end {

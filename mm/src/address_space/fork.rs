@@ -23,7 +23,7 @@ impl<'m, M: Mmu> AddressSpace<'m, M> {
         let child = Self::new(child, self.memory, self.policy);
         let map = self.write_map();
         let vmas = map.vmas.try_clone()?;
-        for vma in map.vmas.as_slice().iter().filter(|vma| vma.is_private()) {
+        for vma in map.vmas.iter().filter(|vma| vma.is_private()) {
             self.for_each_table(&(vma.start..vma.end), |guard, range| {
                 let Some(_) = Self::next_batch(guard, range.clone()) else { return Ok(()) };
                 let start = VirtAddr::new(range.start);

@@ -70,7 +70,7 @@ impl<'m, M: Mmu> AddressSpace<'m, M> {
         let start = self.place(&map, addr, size, flags, file.map(|(_, offset)| offset))?;
         let range = start..start + size;
         let fixed = flags & (MAP_FIXED | MAP_FIXED_NOREPLACE) != 0;
-        if flags & MAP_FIXED_NOREPLACE != 0 && !map.vmas.overlapping(&range).is_empty() {
+        if flags & MAP_FIXED_NOREPLACE != 0 && !map.vmas.is_free(&range) {
             return Err(Errno::EEXIST);
         }
         if file.is_some() && offset.checked_add(size).is_none_or(|end| end > i64::MAX as u64) {
@@ -133,7 +133,7 @@ impl<'m, M: Mmu> AddressSpace<'m, M> {
         // In the first page there is no hint.
         if addr >= Self::PAGE {
             let hint = (addr & !(Self::PAGE - 1)).max(MIN_ADDR);
-            if hint <= TASK_SIZE - size && map.vmas.overlapping(&(hint..hint + size)).is_empty() {
+            if hint <= TASK_SIZE - size && map.vmas.is_free(&(hint..hint + size)) {
                 return Ok(hint);
             }
         }
@@ -168,7 +168,7 @@ impl<'m, M: Mmu> AddressSpace<'m, M> {
     pub fn munmap(&self, addr: u64, len: u64) -> Result<(), Errno> {
         let range = Self::user_range(addr, len).filter(|range| !range.is_empty()).ok_or(Errno::EINVAL)?;
         let mut map = self.write_map();
-        if map.vmas.overlapping(&range).is_empty() {
+        if map.vmas.is_free(&range) {
             return Ok(());
         }
         map.vmas.reserve(&range, 0)?;
@@ -178,7 +178,7 @@ impl<'m, M: Mmu> AddressSpace<'m, M> {
 
     /// Unmaps a range, after a reservation of it.
     pub(super) fn unmap_range(&self, map: &mut Map<'m>, range: &Range<u64>) {
-        if map.vmas.overlapping(range).is_empty() {
+        if map.vmas.is_free(range) {
             return;
         }
         map.vmas.remove(range);
@@ -221,7 +221,7 @@ impl<'m, M: Mmu> AddressSpace<'m, M> {
             let range = old..new;
             // A page is left before what comes next.
             let guarded = old..(new + Self::PAGE);
-            if new > TASK_SIZE - Self::PAGE || !map.vmas.overlapping(&guarded).is_empty() {
+            if new > TASK_SIZE - Self::PAGE || !map.vmas.is_free(&guarded) {
                 return None;
             }
             map.vmas.reserve(&range, 1).ok()?;

@@ -60,10 +60,7 @@ impl<'m, M: Mmu> AddressSpace<'m, M> {
         }
         let (end, new_end) = (addr + len, addr.checked_add(new_len));
         let grown = new_end.filter(|&new_end| {
-            len != 0
-                && end == vma.end
-                && new_end <= TASK_SIZE
-                && map.vmas.overlapping(&(end..new_end)).is_empty()
+            len != 0 && end == vma.end && new_end <= TASK_SIZE && map.vmas.is_free(&(end..new_end))
         });
         if let Some(new_end) = grown {
             let rest = Self::grown(vma, end, new_end);
