@@ -44,6 +44,7 @@ impl Prot {
 
 /// What is behind a mapping.
 #[derive(Clone)]
+#[repr(u64)]
 pub(crate) enum Backing<'m> {
     /// Memory of the process's own, zero at first.
     Anonymous,
