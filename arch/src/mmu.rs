@@ -277,6 +277,25 @@ impl<'m, M: Mmu> Table<'m, M> {
         }
     }
 
+    /// The first of these entries that is valid.
+    ///
+    /// # Panics
+    /// Where they are not all below [`Granule::entries`].
+    #[inline]
+    pub fn next_used(&self, indices: Range<usize>) -> Option<usize> {
+        const FEW: usize = 8;
+        let mut start = indices.start;
+        // Mostly there are none: by one question for a few.
+        let (some, rest) = self.slots[indices].as_chunks::<FEW>();
+        for few in some {
+            if few.iter().fold(0, |any, slot| any | self.mmu.load(slot)) & 1 != 0 {
+                return few.iter().position(|slot| self.mmu.load(slot) & 1 != 0).map(|i| start + i);
+            }
+            start += FEW;
+        }
+        rest.iter().position(|slot| self.mmu.load(slot) & 1 != 0).map(|i| start + i)
+    }
+
     /// Writes a leaf, or an invalid entry, without any barrier.
     ///
     /// # Panics

@@ -197,9 +197,26 @@ impl<'m, M: Mmu> Mm<'m, M> {
 
     /// The last-level table that translates `va`, made where it is missing, with those above it.
     fn make_table(&self, va: VirtAddr, tables: &dyn TableAlloc) -> Result<Table<'_, M>, OutOfTables> {
+        self.make_table_of_level(va, arch::granule::LAST_LEVEL, tables)
+    }
+
+    /// Makes the tables that lead to the last-level table that translates `va`, which is not made.
+    ///
+    /// # Errors
+    /// [`OutOfTables`]
+    pub(crate) fn make_tables_above(&self, va: VirtAddr, tables: &dyn TableAlloc) -> Result<(), OutOfTables> {
+        self.make_table_of_level(va, arch::granule::LAST_LEVEL - 1, tables).map(|_| ())
+    }
+
+    fn make_table_of_level(
+        &self,
+        va: VirtAddr,
+        level: u8,
+        tables: &dyn TableAlloc,
+    ) -> Result<Table<'_, M>, OutOfTables> {
         assert!(self.covers(va, 1), "{va} is not in this address space");
         let mut table = self.root_table();
-        while table.level() != arch::granule::LAST_LEVEL {
+        while table.level() != level {
             let index = M::GRANULE.index(va.get(), table.level());
             let child = match table.entry(index) {
                 Entry::Table(child) => child,
@@ -243,12 +260,18 @@ impl<'m, M: Mmu> Mm<'m, M> {
     }
 
     /// The last-level table that translates `va`, if there is one.
+    #[inline]
     pub(crate) fn last_level_table(&self, va: VirtAddr) -> Option<Table<'_, M>> {
+        self.table_of_level(va, arch::granule::LAST_LEVEL)
+    }
+
+    /// The table of a level that translates `va`, if there is one.
+    fn table_of_level(&self, va: VirtAddr, level: u8) -> Option<Table<'_, M>> {
         if !self.covers(va, 1) {
             return None;
         }
         let mut table = self.root_table();
-        while table.level() != arch::granule::LAST_LEVEL {
+        while table.level() != level {
             match table.entry(M::GRANULE.index(va.get(), table.level())) {
                 Entry::Table(child) => table = Table::new(&self.mmu, child),
                 Entry::Leaf(_) | Entry::Invalid => return None,
@@ -257,20 +280,39 @@ impl<'m, M: Mmu> Mm<'m, M> {
         Some(table)
     }
 
-    /// The first address from `va` on, before `end`, that a last-level table translates. Takes no longer where nothing is.
-    pub(crate) fn next_table(&self, mut va: u64, end: u64) -> Option<u64> {
-        'walk: while va < end {
-            let mut table = self.root_table();
-            while table.level() != arch::granule::LAST_LEVEL {
-                let Entry::Table(child) = table.entry(M::GRANULE.index(va, table.level())) else {
-                    va = (va | (M::GRANULE.level_size(table.level()) - 1)) + 1;
-                    continue 'walk;
-                };
-                table = Table::new(&self.mmu, child);
+    /// The first address from `va` on, before `end`, that a last-level table translates. Takes little where nothing is.
+    pub(crate) fn next_table(&self, va: u64, end: u64) -> Option<u64> {
+        if va < end { self.next_table_below(self.root_table(), 0, va, end) } else { None }
+    }
+
+    /// The same below a table whose first entry is for `base`, and which translates `va`.
+    fn next_table_below(&self, table: Table<'_, M>, base: u64, va: u64, end: u64) -> Option<u64> {
+        let size = M::GRANULE.level_size(table.level());
+        let mut indices = Self::indices(table, base, va, end);
+        while let Some(index) = table.next_used(indices.clone()) {
+            let start = base + index as u64 * size;
+            if let Entry::Table(child) = table.entry(index) {
+                let va = va.max(start);
+                if child.level() == arch::granule::LAST_LEVEL {
+                    return Some(va);
+                }
+                let found = self.next_table_below(Table::new(&self.mmu, child), start, va, end);
+                if found.is_some() {
+                    return found;
+                }
             }
-            return Some(va);
+            indices.start = index + 1;
         }
         None
+    }
+
+    /// The entries of a table, the first of which is for `base`, that translate some of what begins at `va`, or before the
+    /// table, and ends at `end`.
+    fn indices(table: Table<'_, M>, base: u64, va: u64, end: u64) -> Range<usize> {
+        let (size, entries) = (M::GRANULE.level_size(table.level()), M::GRANULE.entries());
+        let first = va.saturating_sub(base) / size;
+        let last = (end.saturating_sub(base)).div_ceil(size);
+        (first as usize).min(entries)..(last as usize).min(entries)
     }
 
     /// Frees all tables but the root that translate nothing but addresses of `range`, in which nothing is mapped. Nobody else
@@ -284,11 +326,10 @@ impl<'m, M: Mmu> Mm<'m, M> {
 
     fn free_tables_below(&self, table: Table<'_, M>, base: u64, range: &Range<u64>, tables: &dyn UserTables) {
         let size = M::GRANULE.level_size(table.level());
-        let mut va = base.max(range.start & !(size - 1));
-        let end = range.end.min(base + size * M::GRANULE.entries() as u64);
+        let mut indices = Self::indices(table, base, range.start, range.end);
         let mut batch = ArrayVec::<_, TABLE_BATCH>::new();
-        while va < end {
-            let index = M::GRANULE.index(va, table.level());
+        while let Some(index) = table.next_used(indices.clone()) {
+            let va = base + index as u64 * size;
             if let Entry::Table(child) = table.entry(index) {
                 if child.level() != arch::granule::LAST_LEVEL {
                     self.free_tables_below(Table::new(&self.mmu, child), va, range, tables);
@@ -296,14 +337,43 @@ impl<'m, M: Mmu> Mm<'m, M> {
                 if range.start <= va && va + size <= range.end {
                     table.set_leaf(index, PteValue::NONE);
                     batch.push((child, va));
+                    if batch.is_full() {
+                        self.free_unlinked(&mut batch, tables);
+                    }
                 }
             }
-            va += size;
-            if batch.is_full() || va >= end {
-                tlb::flush_tables(self, batch.iter().map(|(_, va)| VirtAddr::new(*va)));
-                batch.drain(..).for_each(|(table, _)| tables.free_table(table));
-            }
+            indices.start = index + 1;
         }
+        self.free_unlinked(&mut batch, tables);
+    }
+
+    /// Frees tables that nothing leads to any more, each with an address that it translated.
+    fn free_unlinked(&self, batch: &mut ArrayVec<(TableFrame, u64), TABLE_BATCH>, tables: &dyn UserTables) {
+        tlb::flush_tables(self, batch.iter().map(|(_, va)| VirtAddr::new(*va)));
+        batch.drain(..).for_each(|(table, _)| tables.free_table(table));
+    }
+
+    /// Moves the last-level table that translates the addresses from `from` on to where it translates those from `to` on, with
+    /// all that it maps; both are multiples of what a last-level table translates. Nobody else uses either meanwhile: the mmap_lock is
+    /// held for writing. `false` where it can't be moved: there is a table at `to`, or none at all above it.
+    ///
+    /// *Maintenance:* of all that the table translated, and of what led to it, completely, before it translates anything else.
+    pub(crate) fn move_table(&self, from: VirtAddr, to: VirtAddr) -> bool {
+        let last = arch::granule::LAST_LEVEL;
+        let (Some(source), Some(target)) =
+            (self.table_of_level(from, last - 1), self.table_of_level(to, last - 1))
+        else {
+            return false;
+        };
+        let (index, place) = (M::GRANULE.index(from.get(), last - 1), M::GRANULE.index(to.get(), last - 1));
+        let (Entry::Table(table), Entry::Invalid) = (source.entry(index), target.entry(place)) else {
+            return false;
+        };
+        source.set_leaf(index, PteValue::NONE);
+        tlb::flush_moved_table(self, from);
+        target.set_table(place, table);
+        self.mmu.publish();
+        true
     }
 
     /// Locks the last-level tables that translate `first` and `second`, making what is missing: for who moves entries from

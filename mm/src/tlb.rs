@@ -1,6 +1,6 @@
 //! TLB maintenance of one address space: which operations, how many, and in what order.
 //!
-//! Every function but `flush_tables` issues operations for leaf entries at level 3, with that level as a hint, for the
+//! Every function but `flush_tables` and `flush_moved_table` issues operations for leaf entries at level 3, with that level as a hint, for the
 //! ASID of the mm (every ASID for the kernel's). Descriptor stores come first: [`Mmu::publish`] is issued before the first
 //! operation (DDI 0487, D8.16, RDDMVT).
 
@@ -59,6 +59,20 @@ pub(crate) fn flush_tables<M: Mmu>(mm: &Mm<'_, M>, tables: impl ExactSizeIterato
     mm.mmu().publish();
     let Some(space) = mm.space() else { return };
     issue(mm, tables.map(|va| Tlbi::Page { va, space, last_level: false, granule: M::GRANULE, level: None }));
+    mm.mmu().complete();
+}
+
+/// Invalidates all that the last-level table at `va`, its first address, translated, and what led to it, and waits until every
+/// CPU has done it.
+pub(crate) fn flush_moved_table<M: Mmu>(mm: &Mm<'_, M>, va: VirtAddr) {
+    mm.mmu().publish();
+    let Some(space) = mm.space() else { return };
+    let pages = M::GRANULE.entries() as u64;
+    match Tlbi::range(va, pages, space, false, M::GRANULE, None) {
+        Ok(operations) if mm.mmu().features().tlb_range => issue(mm, operations),
+        // One by one they would be as many as that is for.
+        _ => issue_all(mm, space),
+    }
     mm.mmu().complete();
 }
 

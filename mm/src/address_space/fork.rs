@@ -23,6 +23,8 @@ impl<'m, M: Mmu> AddressSpace<'m, M> {
         let child = Self::new(child, self.memory, self.policy);
         let map = self.write_map();
         let vmas = map.vmas.try_clone()?;
+        // First, so that all that is mapped is given back where memory runs out.
+        *child.write_map() = Map { vmas, brk_start: map.brk_start, brk: map.brk };
         for vma in map.vmas.iter().filter(|vma| vma.is_private()) {
             self.for_each_table(&(vma.start..vma.end), |guard, range| {
                 let Some(_) = Self::next_batch(guard, range.clone()) else { return Ok(()) };
@@ -33,7 +35,6 @@ impl<'m, M: Mmu> AddressSpace<'m, M> {
                 Self::for_each_batch(guard, range, |guard, batch| self.share(guard, &mut of_child, batch))
             })?;
         }
-        *child.write_map() = Map { vmas, brk_start: map.brk_start, brk: map.brk };
         Ok(child)
     }
 

@@ -206,7 +206,9 @@ impl<M: Mmu> Drop for AddressSpace<'_, M> {
     /// Unmaps everything and gives all tables back, the root too. No CPU has it loaded. With its ASID released before, nothing
     /// is flushed.
     fn drop(&mut self) {
-        self.zap(&(0..TASK_SIZE));
+        let map = self.map.get_mut();
+        let vmas = core::mem::replace(&mut map.vmas, Vmas::new(M::GRANULE.page_shift()));
+        vmas.iter().for_each(|vma| self.zap(&(vma.start..vma.end)));
         self.mm.free_tables(&(0..TASK_SIZE), self.memory.tables());
         self.memory.tables().free_table(self.mm.root_frame());
     }

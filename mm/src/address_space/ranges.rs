@@ -47,11 +47,19 @@ impl<'m, M: Mmu> AddressSpace<'m, M> {
         mut act: impl FnMut(&mut PteGuard<'_, 'm, M>, Range<u64>) -> Result<(), E>,
     ) -> Result<(), E> {
         let mut va = range.start;
-        while let Some(start) = self.mm.next_table(va, range.end) {
-            let end = ((start | (Self::TABLE - 1)) + 1).min(range.end);
-            // Tables are freed only while nobody else is here.
-            let mut guard = self.mm.lock_present_table(VirtAddr::new(start)).expect("a table that was found");
-            act(&mut guard, start..end)?;
+        while va < range.end {
+            // Mostly there is one.
+            let mut guard = match self.mm.lock_present_table(VirtAddr::new(va)) {
+                Some(guard) => guard,
+                None => {
+                    let Some(start) = self.mm.next_table(va, range.end) else { break };
+                    va = start;
+                    // Tables are freed only while nobody else is here.
+                    self.mm.lock_present_table(VirtAddr::new(va)).expect("a table that was found")
+                }
+            };
+            let end = ((va | (Self::TABLE - 1)) + 1).min(range.end);
+            act(&mut guard, va..end)?;
             va = end;
         }
         Ok(())

@@ -1,5 +1,7 @@
 //! `mremap`: mappings that grow, shrink and move.
 
+use core::ops::Range;
+
 use arch::{Mmu, VirtAddr};
 
 use super::ranges::Batch;
@@ -19,11 +21,23 @@ struct Move {
     keep: bool,
 }
 
+impl Move {
+    /// The part of what moves that last-level tables translate which translate nothing else, neither there: tables of `size`
+    /// bytes. Empty, at the end, where there are none.
+    fn whole_tables(&self, size: u64) -> Range<u64> {
+        let end = self.from + self.len;
+        let (first, last) = (self.from.next_multiple_of(size), end & !(size - 1));
+        if self.from % size == self.to % size && first < last { first..last } else { end..end }
+    }
+}
+
 impl<'m, M: Mmu> AddressSpace<'m, M> {
     /// Grows, shrinks or moves a mapping, as `mremap` does. Returns where it is then. Where it has to move and may, it goes to
     /// where its blocks can fold. What was mapped at a fixed new address is unmapped, even if there is no memory for the rest.
     ///
-    /// *Maintenance:* one flush for each pair of last-level tables between which entries move, before either is released.
+    /// Last-level tables that translate nothing else move as they are, where the addresses are congruent.
+    ///
+    /// *Maintenance:* one flush for each table that moves, or pair of tables between which entries do, before either is released.
     ///
     /// # Errors
     /// As Linux's `mremap`:
@@ -161,7 +175,11 @@ impl<'m, M: Mmu> AddressSpace<'m, M> {
         if !keep && len != 0 {
             self.unmap_range(map, &old);
         }
-        self.refold(&new);
+        // What moved as whole tables is folded as it was.
+        let whole = what.whole_tables(Self::TABLE);
+        let whole = whole.start - from + to..whole.end - from + to;
+        self.refold(&(new.start..whole.start));
+        self.refold(&(whole.end..new.end));
         Ok(())
     }
 
@@ -171,6 +189,13 @@ impl<'m, M: Mmu> AddressSpace<'m, M> {
         let mut at = what.from;
         while let Some(start) = self.mm.next_table(at, what.from + what.len) {
             let end = ((start | (Self::TABLE - 1)) + 1).min(what.from + what.len);
+            if what.whole_tables(Self::TABLE).contains(&start) {
+                // The table itself moves.
+                let va = VirtAddr::new(start - what.from + what.to);
+                self.mm.make_tables_above(va, tables).map_err(|_| Errno::ENOMEM)?;
+                at = end;
+                continue;
+            }
             for va in [start, end - 1] {
                 let va = VirtAddr::new(va - what.from + what.to);
                 drop(self.mm.lock_table(va, tables).map_err(|_| Errno::ENOMEM)?);
@@ -186,6 +211,12 @@ impl<'m, M: Mmu> AddressSpace<'m, M> {
         let mut at = what.from;
         while let Some(start) = self.mm.next_table(at, end) {
             let target = start - what.from + what.to;
+            if what.whole_tables(Self::TABLE).contains(&start)
+                && self.mm.move_table(VirtAddr::new(start), VirtAddr::new(target))
+            {
+                at = start + Self::TABLE;
+                continue;
+            }
             let left = |va: u64| (va | (Self::TABLE - 1)) + 1 - va;
             let range = start..end.min(start + left(start).min(left(target)));
             let (from, to) = (VirtAddr::new(start), VirtAddr::new(target));

@@ -26,10 +26,24 @@ impl<'m> FolioRef<'m> {
     ///
     /// # Panics
     /// Where there is no head: naming the frame.
+    #[inline]
     pub(super) fn at_head(zone: &'m Zone<'m>, index: u32) -> Self {
         match zone.frame(index).state() {
             State::Head { order } => Self { zone, index, order },
             other => panic!("frame {}: {other:?} where a folio's head should be", zone.pfn(index)),
+        }
+    }
+
+    /// The folio that a frame belongs to, or what the frame is instead.
+    ///
+    /// # Panics
+    /// As [`Self::at_head`].
+    #[inline]
+    pub(super) fn of(zone: &'m Zone<'m>, index: u32) -> Result<Self, State> {
+        match zone.frame(index).state() {
+            State::Head { order } => Ok(Self { zone, index, order }),
+            State::Tail { distance } => Ok(Self::at_head(zone, index - distance)),
+            other => Err(other),
         }
     }
 

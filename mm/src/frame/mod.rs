@@ -210,10 +210,11 @@ impl<'m> FrameMap<'m> {
     ///
     /// # Panics
     /// Where the frame is free: naming it.
+    #[inline]
     pub fn folio(&self, pfn: Pfn) -> Option<FolioRef<'_>> {
         let (zone, index) = self.locate(pfn)?;
-        match zone.head_of(index) {
-            Ok(head) => Some(FolioRef::at_head(zone, head)),
+        match FolioRef::of(zone, index) {
+            Ok(folio) => Some(folio),
             Err(State::Reserved) => None,
             Err(free) => panic!("frame {pfn}: used while {free:?}"),
         }
@@ -265,6 +266,7 @@ impl<'m> FrameMap<'m> {
     }
 
     /// The zone of a frame and its index there.
+    #[inline]
     fn locate(&self, pfn: Pfn) -> Option<(&'m Zone<'m>, u32)> {
         self.zones.iter().find_map(|zone| Some((zone, zone.index(pfn)?)))
     }

@@ -12,6 +12,7 @@ on_all!(pages_advised_free_are_taken_when_memory_is_short);
 on_all!(what_is_young_goes_last);
 on_all!(an_idle_pass_leaves_what_may_be_lost);
 on_all!(what_moves_keeps_its_blocks_where_it_can);
+on_all!(whole_tables_move_as_they_are);
 on_all!(tables_go_with_what_they_translate);
 on_all!(the_heap_grows_and_shrinks);
 on_all!(what_is_in_memory_is_told);
@@ -295,6 +296,46 @@ mod inner {
         let mut bytes = [0; 4];
         space.read(copy + va(1) + 8, &mut bytes).unwrap();
         assert_eq!((u32::from_le_bytes(bytes), world.word(0, 1)), (11, 11));
+        world.expect_sound();
+    }
+
+    /// Two tables that translate nothing else, and a block before and one behind them; what they translated is used again.
+    pub(super) fn whole_tables_move_as_they_are<G: GranuleType + Sync>(world: &mut World<'_, G>) {
+        world.switch(0, Some(0));
+        let (table, block) = (G::GRANULE.level_size(2), World::<G>::va(world.block()));
+        let (size, flags) = (2 * table + 2 * block, MREMAP_MAYMOVE | MREMAP_FIXED);
+        let from = (1 << 40) + 4 * table - block;
+        let places = [0, block, 5 * block, block + table, 2 * table + block];
+        let space = &world.processes[0].space;
+        let map = || space.mmap(from, size, RW, PRIVATE | MAP_FIXED, None).unwrap();
+        let write =
+            |start: u64, what: u8| places.iter().try_for_each(|place| space.write(start + place, &[what]));
+        let holds = |start: u64, what: u8| {
+            places.iter().all(|place| {
+                let mut byte = [0];
+                space.read(start + place, &mut byte).unwrap();
+                byte == [what]
+            })
+        };
+        let folds = || space.counters().get(Counter::FoldedAtOnce);
+        map();
+        write(from, 1).unwrap();
+        for (round, to) in [(1, from + 8 * table), (2, from + 16 * table + 3 * block)] {
+            let (tables, before) = (world.board.live_tables(), folds());
+            assert_eq!(space.mremap(from, size, size, flags, to), Ok(to));
+            let congruent = round == 1;
+            // The ends move by their entries, or all does.
+            assert_eq!(folds() - before, if congruent { 2 } else { 5 });
+            assert!(holds(to, round));
+            assert!(places.iter().all(|place| space.why_not_folded(VirtAddr::new(to + place)) == Ok(())));
+            let old = |place: &u64| space.handle_fault(VirtAddr::new(from + place), Access::Read);
+            assert!(places.iter().all(|place| old(place) == Err(Fault::Segv { mapped: false })));
+            assert!(!congruent || world.board.live_tables() == tables, "those that are empty are given back");
+            // Other memory where it was, which no TLB may take for this.
+            map();
+            write(from, round + 1).unwrap();
+            assert!(holds(to, round) && holds(from, round + 1));
+        }
         world.expect_sound();
     }
 
