@@ -370,32 +370,45 @@ impl<'m, M: Mmu> Table<'m, M> {
         mut visit: impl FnMut(PteValue, PteValue),
     ) {
         self.expect_last_level();
-        let hafdbs = self.mmu.features().hafdbs;
-        for slot in &self.slots[indices] {
-            let mut old = PteValue::from_raw(self.mmu.load(slot));
-            if !old.is_valid() {
-                continue;
-            }
-            let new = loop {
-                let new = change(old);
-                if new == old {
-                    break new;
-                }
-                let raw = self.last_level_raw(new);
-                if !hafdbs.may_update(old) {
-                    // SAFETY: at the last level any such value is a leaf or invalid; so below.
-                    unsafe { self.mmu.store(slot, raw) };
-                    break new;
-                }
-                // Hardware only ever sets AF and clears RDONLY, once each until software undoes it: the loop ends.
-                // SAFETY: as above.
-                match unsafe { self.mmu.compare_exchange(slot, old.raw(), raw) } {
-                    Ok(()) => break new,
-                    Err(other) => old = PteValue::from_raw(other),
-                }
-            };
-            visit(old, new);
+        let slots = self.slots[indices].iter();
+        match self.mmu.features().hafdbs {
+            // A loop of its own, without a question for each.
+            Hafdbs::None => slots.for_each(|slot| self.update_slot(slot, Hafdbs::None, &change, &mut visit)),
+            hafdbs => slots.for_each(|slot| self.update_slot(slot, hafdbs, &change, &mut visit)),
         }
+    }
+
+    #[inline(always)]
+    fn update_slot(
+        &self,
+        slot: &Slot,
+        hafdbs: Hafdbs,
+        change: &impl Fn(PteValue) -> PteValue,
+        visit: &mut impl FnMut(PteValue, PteValue),
+    ) {
+        let mut old = PteValue::from_raw(self.mmu.load(slot));
+        if !old.is_valid() {
+            return;
+        }
+        let new = loop {
+            let new = change(old);
+            if new == old {
+                break new;
+            }
+            let raw = self.last_level_raw(new);
+            if !hafdbs.may_update(old) {
+                // SAFETY: at the last level any such value is a leaf or invalid; so below.
+                unsafe { self.mmu.store(slot, raw) };
+                break new;
+            }
+            // Hardware only ever sets AF and clears RDONLY, once each until software undoes it: the loop ends.
+            // SAFETY: as above.
+            match unsafe { self.mmu.compare_exchange(slot, old.raw(), raw) } {
+                Ok(()) => break new,
+                Err(other) => old = PteValue::from_raw(other),
+            }
+        };
+        visit(old, new);
     }
 
     /// These entries, valid or not, each read when it is asked for.

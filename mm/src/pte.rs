@@ -115,6 +115,9 @@ pub trait Pte: Sized + Copy {
     fn attributes(self) -> Self;
 }
 
+/// From bit to bit.
+const RDONLY_TO_DBM: u32 = PteFlags::DBM.bits().ilog2() - PteFlags::RDONLY.bits().ilog2();
+
 /// What is known of several entries: whether any is valid, young, dirty. By all bits at once: it is done for every page.
 #[derive(Clone, Copy, Default)]
 pub(crate) struct Gathered {
@@ -128,7 +131,6 @@ impl Gathered {
     /// One entry more, which counts if it is valid.
     #[inline(always)]
     pub(crate) fn add(&mut self, pte: PteValue) {
-        const RDONLY_TO_DBM: u32 = PteFlags::DBM.bits().ilog2() - PteFlags::RDONLY.bits().ilog2();
         let raw = if pte.is_valid() { pte.raw() } else { 0 };
         self.any |= raw;
         self.written |= raw & !(raw << RDONLY_TO_DBM);
@@ -202,9 +204,13 @@ impl Pte for PteValue {
         self.without(PteFlags::DIRTY).with(PteFlags::RDONLY)
     }
 
+    #[inline]
     fn wrprotect(self) -> Self {
-        // The hardware state goes with the permission, so software keeps it first.
-        let kept = if self.is_dirty() { self.with(PteFlags::DIRTY) } else { self };
+        // The hardware state goes with the permission, so software keeps it first: DBM without `RDONLY`. Without a branch,
+        // since it is done for every page.
+        const TO_DIRTY: u32 = PteFlags::DIRTY.bits().ilog2() - PteFlags::DBM.bits().ilog2();
+        let written = self.raw() & !(self.raw() << RDONLY_TO_DBM) & PteFlags::DBM.bits();
+        let kept = self.with(PteFlags::from_bits_retain(written << TO_DIRTY));
         kept.without(PteFlags::DBM).with(PteFlags::RDONLY)
     }
 

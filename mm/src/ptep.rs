@@ -64,7 +64,12 @@ use crate::{Mm, icache, tlb};
 /// *Maintenance:* none.
 pub fn ptep_get<M: Mmu>(guard: &PteGuard<'_, '_, M>, va: VirtAddr) -> PteValue {
     let index = guard.index(va);
-    let pte = guard.get(index);
+    get_at(guard, index, guard.get(index))
+}
+
+/// As [`ptep_get`], of an entry that was read.
+#[inline]
+pub(crate) fn get_at<M: Mmu>(guard: &PteGuard<'_, '_, M>, index: usize, pte: PteValue) -> PteValue {
     if pte.is_folded() { gather(guard, index, pte) } else { pte }
 }
 
@@ -536,6 +541,15 @@ pub fn pte_batch<M: Mmu>(guard: &PteGuard<'_, '_, M>, va: VirtAddr, most: usize)
     }
     if let Some(left) = contpte::left_of_folio(guard.mm(), pte) {
         most = most.min(left);
+    }
+    run(guard, start, pte, most)
+}
+
+/// As [`pte_batch`], of an entry that was read and is valid, where its folio holds `most` pages more, itself counted.
+#[inline]
+pub(crate) fn run<M: Mmu>(guard: &PteGuard<'_, '_, M>, start: usize, pte: PteValue, most: usize) -> usize {
+    if most == 1 {
+        return 1;
     }
     // Of a folded block one entry tells of all.
     let entries = |index: usize, pte: PteValue| {

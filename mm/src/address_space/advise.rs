@@ -78,7 +78,7 @@ impl<'m, M: Mmu> AddressSpace<'m, M> {
     /// Makes pages clean that are nobody else's: what is in them may be lost until they are written to again.
     fn free_lazily(&self, range: &Range<u64>) {
         let Ok(()) = self.for_each_batch_in(range, |guard, batch| {
-            let Some(folio) = self.counted_folio(batch.pte) else { return Ok(()) };
+            let Some(folio) = batch.folio else { return Ok(()) };
             if !batch.pte.is_valid() || !Self::is_exclusive(guard, batch.va, batch.pte, &folio) {
                 return Ok(());
             }
@@ -98,13 +98,14 @@ impl<'m, M: Mmu> AddressSpace<'m, M> {
     }
 
     /// The parts of a batch that are in one block each.
-    fn for_each_part(batch: Batch, mut act: impl FnMut(Batch)) {
+    fn for_each_part(batch: Batch<'m>, mut act: impl FnMut(Batch<'m>)) {
         let mut done = 0;
         while done < batch.nr {
             let va = batch.va.get() + done as u64 * Self::PAGE;
             let left = (Self::BLOCK - va % Self::BLOCK) / Self::PAGE;
             let nr = (batch.nr - done).min(left as usize);
-            act(Batch { va: VirtAddr::new(va), pte: batch.pte.advanced(done as u64 * Self::PAGE), nr });
+            let pte = batch.pte.advanced(done as u64 * Self::PAGE);
+            act(Batch { va: VirtAddr::new(va), pte, nr, ..batch });
             done += nr;
         }
     }
@@ -236,11 +237,9 @@ impl<'m, M: Mmu> AddressSpace<'m, M> {
     }
 
     /// Unmaps those pages of a batch that are old and clean. Clean is only what was advised so, here or by who was copied.
-    fn reclaim_batch(&self, gather: &mut Gather<'_, '_, 'm, M>, batch: Batch) -> u64 {
+    fn reclaim_batch(&self, gather: &mut Gather<'_, '_, 'm, M>, batch: Batch<'m>) -> u64 {
         let guard = &mut *gather.guard;
-        let Some(folio) = self.counted_folio(batch.pte) else {
-            return 0;
-        };
+        let Some(folio) = batch.folio else { return 0 };
         let at = |i: usize| VirtAddr::new(batch.va.get() + i as u64 * Self::PAGE);
         let (mut i, mut reclaimed) = (0, 0);
         while i < batch.nr {

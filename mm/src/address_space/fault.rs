@@ -197,8 +197,12 @@ impl<'m, M: Mmu> AddressSpace<'m, M> {
             let old = get_and_clear_ptes(guard, start, nr);
             // Either zeroes, and here and there nothing, or pages of one folio.
             if old.is_valid()
-                && let Some(folio) = self.given_up(old)
+                && let Some(folio) = self.counted_folio(old)
             {
+                if old.is_dirty() {
+                    // Its dirty state goes with the entry.
+                    folio.mark_written();
+                }
                 guard.unmap_after_flush(folio, nr as u32);
             }
         }
@@ -354,7 +358,7 @@ impl<'m, M: Mmu> AddressSpace<'m, M> {
         let whole = Self::folio_range(guard, va, pte, folio);
         let range = whole.start.max(vma.start)..whole.end.min(vma.end);
         let prot = vma.prot.of_entry(true).expect("what faults may be accessed");
-        let Ok(()) = Self::for_each_batch(guard, range.clone(), |guard, batch| {
+        let Ok(()) = self.for_each_batch(guard, range.clone(), |guard, batch| {
             if batch.pte.is_valid()
                 && !batch.pte.is_writable()
                 && folio.contains(batch.pte.pa().pfn(M::GRANULE))

@@ -27,12 +27,12 @@ impl<'m, M: Mmu> AddressSpace<'m, M> {
         *child.write_map() = Map { vmas, brk_start: map.brk_start, brk: map.brk };
         for vma in map.vmas.iter().filter(|vma| vma.is_private()) {
             self.for_each_table(&(vma.start..vma.end), |guard, range| {
-                let Some(_) = Self::next_batch(guard, range.clone()) else { return Ok(()) };
+                let Some(_) = self.next_batch(guard, range.clone()) else { return Ok(()) };
                 let start = VirtAddr::new(range.start);
                 // Nobody else knows the child: its lock comes after any of the parent's.
                 let mut of_child =
                     child.mm.lock_table(start, self.memory.tables()).map_err(|_| Errno::ENOMEM)?;
-                Self::for_each_batch(guard, range, |guard, batch| self.share(guard, &mut of_child, batch))
+                self.for_each_batch(guard, range, |guard, batch| self.share(guard, &mut of_child, batch))
             })?;
         }
         Ok(child)
@@ -43,10 +43,10 @@ impl<'m, M: Mmu> AddressSpace<'m, M> {
         &self,
         parent: &mut PteGuard<'_, 'm, M>,
         child: &mut PteGuard<'_, 'm, M>,
-        batch: Batch,
+        batch: Batch<'m>,
     ) -> Result<(), Errno> {
-        let Batch { va, pte, nr } = batch;
-        if let Some(folio) = self.counted_folio(pte) {
+        let Batch { va, pte, nr, folio } = batch;
+        if let Some(folio) = folio {
             folio.add_mappings(nr as u32).map_err(|_| Errno::ENOMEM)?;
         }
         if !pte.is_valid() {

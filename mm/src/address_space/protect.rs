@@ -79,16 +79,16 @@ impl<'m, M: Mmu> AddressSpace<'m, M> {
     /// Gives what is mapped in a range of one mapping another permission.
     fn change_protection(&self, range: &Range<u64>, private: bool, prot: Prot) {
         let Ok(()) = self.for_each_batch_in(range, |guard, batch| {
-            self.protect_batch(guard, batch, private, prot);
+            Self::protect_batch(guard, batch, private, prot);
             Ok::<(), Infallible>(())
         });
     }
 
-    fn protect_batch(&self, guard: &mut PteGuard<'_, 'm, M>, batch: Batch, private: bool, prot: Prot) {
-        let Batch { va, pte, nr } = batch;
+    fn protect_batch(guard: &mut PteGuard<'_, 'm, M>, batch: Batch<'m>, private: bool, prot: Prot) {
+        let Batch { va, pte, nr, .. } = batch;
         // All pages of the batch are alike in that: what is writable is nobody else's.
         let writable = prot.contains(Prot::WRITE)
-            && (!private || pte.is_valid() && pte.is_writable() || self.is_own(guard, batch));
+            && (!private || pte.is_valid() && pte.is_writable() || Self::is_own(guard, &batch));
         let Some(new) = prot.of_entry(writable) else {
             if pte.is_valid() {
                 let pte = get_and_clear_ptes(guard, va, nr);
@@ -109,8 +109,7 @@ impl<'m, M: Mmu> AddressSpace<'m, M> {
     }
 
     /// Whether the folio of a batch is this address space's alone, and mapped here alone.
-    fn is_own(&self, guard: &PteGuard<'_, 'm, M>, batch: Batch) -> bool {
-        let folio = self.counted_folio(batch.pte);
-        folio.is_some_and(|folio| Self::is_exclusive(guard, batch.va, batch.pte, &folio))
+    fn is_own(guard: &PteGuard<'_, 'm, M>, batch: &Batch<'m>) -> bool {
+        batch.folio.is_some_and(|folio| Self::is_exclusive(guard, batch.va, batch.pte, &folio))
     }
 }

@@ -10,15 +10,17 @@ use crate::contpte;
 use crate::frame::FolioRef;
 use crate::guard::{Gather, PteGuard};
 use crate::pte::{Pte, UserProt};
-use crate::ptep::{get_and_clear_ptes, pte_batch, ptep_get, set_ptes};
+use crate::ptep::{get_and_clear_ptes, get_at, run, set_ptes};
 
 /// Pages that follow one another in one folio, with the same permission.
 #[derive(Clone, Copy)]
-pub(super) struct Batch {
+pub(super) struct Batch<'m> {
     pub(super) va: VirtAddr,
     /// The entry of the first. Valid, or held: see [`hold`].
     pub(super) pte: PteValue,
     pub(super) nr: usize,
+    /// Their folio, if its mappings are counted: all are but those of the block of zeroes.
+    pub(super) folio: Option<FolioRef<'m>>,
 }
 
 /// The entry of a page that is mapped and may not be accessed (`PROT_NONE`): not valid, with all else that it had but the
@@ -67,12 +69,13 @@ impl<'m, M: Mmu> AddressSpace<'m, M> {
 
     /// Calls `act` with each batch in `range`, which the guard's table translates. `act` may change its pages only.
     pub(super) fn for_each_batch<E>(
+        &self,
         guard: &mut PteGuard<'_, 'm, M>,
         range: Range<u64>,
-        mut act: impl FnMut(&mut PteGuard<'_, 'm, M>, Batch) -> Result<(), E>,
+        mut act: impl FnMut(&mut PteGuard<'_, 'm, M>, Batch<'m>) -> Result<(), E>,
     ) -> Result<(), E> {
         let mut at = range.start;
-        while let Some(batch) = Self::next_batch(guard, at..range.end) {
+        while let Some(batch) = self.next_batch(guard, at..range.end) {
             act(guard, batch)?;
             at = batch.va.get() + batch.nr as u64 * Self::PAGE;
         }
@@ -80,7 +83,7 @@ impl<'m, M: Mmu> AddressSpace<'m, M> {
     }
 
     /// The first batch in `range`, which the guard's table translates.
-    pub(super) fn next_batch(guard: &PteGuard<'_, 'm, M>, range: Range<u64>) -> Option<Batch> {
+    pub(super) fn next_batch(&self, guard: &PteGuard<'_, 'm, M>, range: Range<u64>) -> Option<Batch<'m>> {
         let nr = ((range.end - range.start) / Self::PAGE) as usize;
         if nr == 0 {
             return None;
@@ -88,16 +91,22 @@ impl<'m, M: Mmu> AddressSpace<'m, M> {
         let first = guard.index(VirtAddr::new(range.start));
         let skipped = guard.table().leaves(first..first + nr).position(|pte| pte != PteValue::NONE)?;
         let va = VirtAddr::new(range.start + skipped as u64 * Self::PAGE);
-        let (raw, most) = (guard.get(first + skipped), nr - skipped);
-        let nr =
-            if raw.is_valid() { pte_batch(guard, va, most) } else { Self::held_batch(guard, va, raw, most) };
-        Some(Batch { va, pte: ptep_get(guard, va), nr })
+        let (index, raw) = (first + skipped, guard.get(first + skipped));
+        let folio = self.folio(raw);
+        let pfn = raw.pa().pfn(M::GRANULE);
+        let left = (folio.head().get() + folio.frames() - pfn.get()) as usize;
+        let most = left.min(nr - skipped);
+        let (nr, pte) = if raw.is_valid() {
+            (run(guard, index, raw, most), get_at(guard, index, raw))
+        } else {
+            (Self::held_batch(guard, index, raw, most), raw)
+        };
+        let counted = folio.head() != self.memory.zero().head();
+        Some(Batch { va, pte, nr, folio: counted.then_some(folio) })
     }
 
-    /// How many entries that are held continue this one.
-    fn held_batch(guard: &PteGuard<'_, 'm, M>, va: VirtAddr, held: PteValue, most: usize) -> usize {
-        let start = guard.index(va);
-        let most = contpte::left_of_folio(guard.mm(), held).map_or(most, |left| left.min(most));
+    /// How many of `most` entries from one on that is held continue it.
+    fn held_batch(guard: &PteGuard<'_, 'm, M>, start: usize, held: PteValue, most: usize) -> usize {
         let same = |&i: &usize| {
             let other = guard.get(start + i);
             // Dirty or not, too: nothing gathers it of entries that are not valid.
@@ -110,30 +119,33 @@ impl<'m, M: Mmu> AddressSpace<'m, M> {
     pub(super) fn for_each_batch_in<E>(
         &self,
         range: &Range<u64>,
-        mut act: impl FnMut(&mut PteGuard<'_, 'm, M>, Batch) -> Result<(), E>,
+        mut act: impl FnMut(&mut PteGuard<'_, 'm, M>, Batch<'m>) -> Result<(), E>,
     ) -> Result<(), E> {
-        self.for_each_table(range, |guard, range| Self::for_each_batch(guard, range, &mut act))
+        self.for_each_table(range, |guard, range| self.for_each_batch(guard, range, &mut act))
     }
 
-    /// The folio of an entry that is not none, if its mappings are counted: all are but those of the block of zeroes.
+    /// The folio of an entry that is not none.
+    #[inline]
+    fn folio(&self, pte: PteValue) -> FolioRef<'m> {
+        self.memory.frames().folio(pte.pa().pfn(M::GRANULE)).expect("what is mapped here has a folio")
+    }
+
+    /// The folio of an entry that is not none, if its mappings are counted.
+    #[inline]
     pub(super) fn counted_folio(&self, pte: PteValue) -> Option<FolioRef<'m>> {
-        let pfn = pte.pa().pfn(M::GRANULE);
-        if self.memory.zero().contains(pfn) {
-            return None;
-        }
-        Some(self.memory.frames().folio(pfn).expect("what is mapped here has a folio"))
+        if self.memory.zero().contains(pte.pa().pfn(M::GRANULE)) { None } else { Some(self.folio(pte)) }
     }
 
     /// Every batch in `range`, with what gathers the folios that are unmapped.
     pub(super) fn for_each_batch_gathered<E>(
         &self,
         range: &Range<u64>,
-        mut act: impl FnMut(&mut Gather<'_, '_, 'm, M>, Batch) -> Result<(), E>,
+        mut act: impl FnMut(&mut Gather<'_, '_, 'm, M>, Batch<'m>) -> Result<(), E>,
     ) -> Result<(), E> {
         self.for_each_table(range, |guard, range| {
             let mut gather = Gather::new(guard);
             let mut at = range.start;
-            while let Some(batch) = Self::next_batch(gather.guard, at..range.end) {
+            while let Some(batch) = self.next_batch(gather.guard, at..range.end) {
                 act(&mut gather, batch)?;
                 at = batch.va.get() + batch.nr as u64 * Self::PAGE;
             }
@@ -141,22 +153,15 @@ impl<'m, M: Mmu> AddressSpace<'m, M> {
         })
     }
 
-    /// The folio whose mappings are to be counted less for entries that were cleared, of which `pte` is the first, if they are
-    /// counted.
-    pub(super) fn given_up(&self, pte: PteValue) -> Option<FolioRef<'m>> {
-        let folio = self.counted_folio(pte)?;
-        if pte.is_dirty() {
-            // Its dirty state goes with the entry.
-            folio.mark_written();
-        }
-        Some(folio)
-    }
-
     /// Unmaps all pages of a range, one flush for each table that has some.
     pub(super) fn zap(&self, range: &Range<u64>) {
         let Ok(()) = self.for_each_batch_gathered(range, |gather, batch| {
             let pte = get_and_clear_ptes(gather.guard, batch.va, batch.nr);
-            if let Some(folio) = self.given_up(pte) {
+            if let Some(folio) = batch.folio {
+                if pte.is_dirty() {
+                    // Its dirty state goes with the entry.
+                    folio.mark_written();
+                }
                 gather.unmap_after_flush(folio, batch.nr as u32);
             }
             Ok::<(), core::convert::Infallible>(())
@@ -164,7 +169,7 @@ impl<'m, M: Mmu> AddressSpace<'m, M> {
     }
 
     /// Holds the entries of a batch that is cleared.
-    pub(super) fn set_held(guard: &mut PteGuard<'_, 'm, M>, batch: Batch) {
+    pub(super) fn set_held(guard: &mut PteGuard<'_, 'm, M>, batch: Batch<'_>) {
         let held = hold(batch.pte);
         for i in 0..batch.nr as u64 {
             let va = VirtAddr::new(batch.va.get() + i * Self::PAGE);

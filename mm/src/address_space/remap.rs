@@ -224,14 +224,14 @@ impl<'m, M: Mmu> AddressSpace<'m, M> {
                 self.mm.lock_two_tables(from, to, self.memory.tables()).expect("tables that were made");
             let (source, mut destination) = pair.both();
             let mut next = range.start;
-            while let Some(batch) = Self::next_batch(source, next..range.end) {
+            while let Some(batch) = self.next_batch(source, next..range.end) {
                 let pte = get_and_clear_ptes(source, batch.va, batch.nr);
                 let va = VirtAddr::new(batch.va.get() - what.from + what.to);
                 let guard = destination.as_deref_mut().unwrap_or(source);
                 if pte.is_valid() {
                     set_ptes(guard, va, pte, batch.nr);
                 } else {
-                    Self::set_held(guard, Batch { va, pte, nr: batch.nr });
+                    Self::set_held(guard, Batch { va, pte, ..batch });
                 }
                 next = batch.va.get() + batch.nr as u64 * Self::PAGE;
             }
