@@ -25,8 +25,13 @@ const BATCH: usize = 32;
 /// Ranges of pages that wait for a flush apart from each other; a further one flushes first.
 const RANGES: usize = 4;
 
-/// Indices of entries of one table, in little space.
-type Indices = Range<u16>;
+/// Indices of entries of one table, in little space: aligned, so that they are moved as words.
+#[derive(Clone, Copy)]
+#[repr(align(4))]
+struct Indices {
+    start: u16,
+    end: u16,
+}
 
 /// The page-table lock (PTL) of one last-level table. Whoever changes an entry of the table holds it.
 ///
@@ -120,7 +125,7 @@ impl<'a, 'm, M: Mmu> PteGuard<'a, 'm, M> {
     #[inline]
     pub(crate) fn owe_flush(&mut self, indices: Range<usize>) {
         // A table of the largest granule has 2^13 entries.
-        let indices = indices.start as u16..indices.end as u16;
+        let indices = Indices { start: indices.start as u16, end: indices.end as u16 };
         if self.pending.is_empty() {
             self.pending.push(indices);
         } else {
@@ -136,7 +141,7 @@ impl<'a, 'm, M: Mmu> PteGuard<'a, 'm, M> {
         let near =
             |other: &&mut Indices| one_for_all || indices.start <= other.end && other.start <= indices.end;
         if let Some(range) = self.pending.iter_mut().rev().find(near) {
-            *range = range.start.min(indices.start)..range.end.max(indices.end);
+            *range = Indices { start: range.start.min(indices.start), end: range.end.max(indices.end) };
             return;
         }
         if self.pending.is_full() {
@@ -226,7 +231,10 @@ impl<'a, 'm, M: Mmu> PteGuard<'a, 'm, M> {
 
     #[inline(never)]
     fn flush_ranges(&mut self) {
-        let ranges = self.pending.iter().map(|range| (self.va(range.start.into()), range.len() as u64));
+        let ranges = self
+            .pending
+            .iter()
+            .map(|range| (self.va(range.start.into()), u64::from(range.end - range.start)));
         tlb::flush_ranges(self.mm, ranges);
         self.pending.clear();
     }

@@ -62,23 +62,22 @@ impl<'m, M: Mmu> AddressSpace<'m, M> {
         let page = va & !(Self::PAGE - 1);
         let va = VirtAddr::new(page);
         loop {
-            let present = self.mm.lock_faulting_table(va);
-            let pte = present.as_ref().map_or(PteValue::NONE, |guard| ptep_get(guard, va));
-            let step = match present {
-                Some(guard) if pte.is_valid() => {
-                    if access == Access::Write && !pte.is_writable() {
+            let step = match self.mm.lock_faulting_table(va) {
+                Some(guard) => {
+                    let pte = ptep_get(&guard, va);
+                    if pte == PteValue::NONE {
+                        let order = self.order_to_fill(Some(&guard), vma, page);
+                        drop(guard);
+                        self.fill(vma, page, access, order)?
+                    } else if !pte.is_valid() {
+                        unreachable!("{va} is held, and its mapping permits {access:?}")
+                    } else if access == Access::Write && !pte.is_writable() {
                         self.copy_on_write(vma, guard, va, pte)?
                     } else {
                         Some(self.use_entry(guard, va, pte, access))
                     }
                 }
-                Some(_) if pte != PteValue::NONE => {
-                    unreachable!("{va} is held, and its mapping permits {access:?}")
-                }
-                guard => {
-                    drop(guard);
-                    self.fill(vma, page, access)?
-                }
+                None => self.fill(vma, page, access, self.order_to_fill(None, vma, page))?,
             };
             if let Some(resolution) = step {
                 return Ok(resolution);
@@ -103,11 +102,11 @@ impl<'m, M: Mmu> AddressSpace<'m, M> {
         Resolution::Spurious
     }
 
-    /// Nothing is mapped at `page`.
-    fn fill(&self, vma: &Vma<'m>, page: u64, access: Access) -> Step {
+    /// Nothing is mapped at `page`, and 2^`order` pages around it may be filled.
+    fn fill(&self, vma: &Vma<'m>, page: u64, access: Access, order: u8) -> Step {
         let at = vma.page_at(page, M::GRANULE.page_shift());
         match &vma.backing {
-            Backing::Anonymous if access == Access::Write => self.fill_anonymous(vma, page),
+            Backing::Anonymous if access == Access::Write => self.fill_anonymous(vma, page, order),
             Backing::Anonymous => self.fill_with_zeroes(vma, page),
             Backing::File { file, .. } => {
                 let (first, folio) = file.folio(at).ok_or(Fault::Bus)?;
@@ -136,6 +135,22 @@ impl<'m, M: Mmu> AddressSpace<'m, M> {
         self.mm.lock_table(VirtAddr::new(page), self.memory.tables()).map_err(|_| Fault::OutOfMemory)
     }
 
+    /// The largest order of a folio for memory around `page` that was never written to. Without a table, nothing is there.
+    fn order_to_fill(&self, guard: Option<&PteGuard<'_, 'm, M>>, vma: &Vma<'m>, page: u64) -> u8 {
+        let fits = |order: &u8| match guard {
+            Some(guard) => self.empty_range(guard, vma, page, *order).is_some(),
+            None => Self::range_of_order(vma, page, *order).is_some(),
+        };
+        (1..=self.largest_order()).rev().find(fits).unwrap_or(0)
+    }
+
+    /// The 2^order pages around `page`, which must be aligned, if the mapping has all of them.
+    fn range_of_order(vma: &Vma<'m>, page: u64, order: u8) -> Option<Range<u64>> {
+        let size = Self::PAGE << order;
+        let start = page & !(size - 1);
+        (vma.start <= start && start + size <= vma.end).then_some(start..start + size)
+    }
+
     /// The 2^order pages around `page`, which must be aligned, if the mapping has all of them and nothing but zeroes is there.
     fn empty_range(
         &self,
@@ -144,15 +159,11 @@ impl<'m, M: Mmu> AddressSpace<'m, M> {
         page: u64,
         order: u8,
     ) -> Option<Range<u64>> {
-        let size = Self::PAGE << order;
-        let start = page & !(size - 1);
-        if start < vma.start || start + size > vma.end {
-            return None;
-        }
-        let first = guard.index(VirtAddr::new(start));
+        let range = Self::range_of_order(vma, page, order)?;
+        let first = guard.index(VirtAddr::new(range.start));
         let mut entries = guard.table().leaves(first..first + (1 << order));
         let empty = |pte: PteValue| pte == PteValue::NONE || pte.is_valid() && self.is_zero(pte);
-        entries.all(empty).then_some(start..start + size)
+        entries.all(empty).then_some(range)
     }
 
     fn is_zero(&self, pte: PteValue) -> bool {
@@ -160,14 +171,8 @@ impl<'m, M: Mmu> AddressSpace<'m, M> {
     }
 
     /// A write to memory that was never written to.
-    fn fill_anonymous(&self, vma: &Vma<'m>, page: u64) -> Step {
-        let guard = self.lock_table(page)?;
-        let fits = |guard: &_, order: &u8| self.empty_range(guard, vma, page, *order).is_some();
-        let Some(largest) = (0..=self.largest_order()).rev().find(|order| fits(&guard, order)) else {
-            return Ok(None);
-        };
+    fn fill_anonymous(&self, vma: &Vma<'m>, page: u64, largest: u8) -> Step {
         // What takes time is done without the lock.
-        drop(guard);
         let folio = self.alloc(largest)?;
         self.memory.contents().clear(&folio);
         let mut guard = self.lock_table(page)?;
@@ -297,8 +302,9 @@ impl<'m, M: Mmu> AddressSpace<'m, M> {
     ) -> Step {
         assert!(vma.is_private(), "{va}: {pte:?} in a shared mapping that may be written to");
         let Some(folio) = self.counted_folio(pte) else {
+            let order = self.order_to_fill(Some(&guard), vma, va.get());
             drop(guard);
-            return self.fill_anonymous(vma, va.get());
+            return self.fill_anonymous(vma, va.get(), order);
         };
         if Self::is_exclusive(&guard, va, pte, &folio) {
             self.take_back(&mut guard, vma, va, pte, &folio);
