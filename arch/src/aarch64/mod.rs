@@ -10,6 +10,7 @@ pub mod hardware;
 pub mod icache;
 pub mod icc;
 pub mod id;
+mod mem;
 pub mod pmu;
 pub mod probe;
 pub mod rng;

@@ -89,6 +89,33 @@ pub(crate) fn zero_and_copy(_: &Context<'_>) -> TestResult {
         });
         check!(copied.is_none(), "copying {bytes} bytes to {offset}: byte {copied:?} is wrong");
     }
+    moves_overlap(start, pattern)
+}
+
+/// What compiled code copies by, for all alignments of both sides to words: upwards, downwards, apart.
+fn moves_overlap(start: *mut u8, pattern: impl Fn(usize) -> u8) -> TestResult {
+    const SIZE: usize = 340;
+    for (to, from) in (0..24).flat_map(|to| (0..24).map(move |from| (to, from))) {
+        for (bytes, apart) in (0..80).chain([127, 128, 130]).flat_map(|bytes| [(bytes, 0), (bytes, 160)]) {
+            let (to, from) = (black_box(8 + to + apart), black_box(8 + from));
+            // SAFETY: the caller's frames; so below.
+            (0..SIZE).for_each(|i| unsafe { start.add(i).write(pattern(i)) });
+            // SAFETY: as above; those that are apart don't overlap.
+            unsafe {
+                if apart == 0 {
+                    start.add(to).copy_from(start.add(from), bytes);
+                } else {
+                    start.add(to).copy_from_nonoverlapping(start.add(from), bytes);
+                }
+            }
+            let moved = (0..SIZE).find(|&i| {
+                let source = if (to..to + bytes).contains(&i) { i - to + from } else { i };
+                // SAFETY: as above.
+                unsafe { start.add(i).read() != pattern(source) }
+            });
+            check!(moved.is_none(), "moving {bytes} bytes from {from} to {to}: byte {moved:?} is wrong");
+        }
+    }
     Ok(())
 }
 
