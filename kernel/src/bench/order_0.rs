@@ -53,7 +53,7 @@ const OF_PUBLICATION: u64 = 4;
 /// exclusive load and store for a load and a store.
 const OF_UPDATES: u64 = 4;
 
-/// Instructions that setting a page, or clearing one, may execute; 74 and 82 are measured. It accesses what it must; the
+/// Instructions that setting a page, or clearing one, may execute; 76 and 85 are measured. It accesses what it must; the
 /// rest is what it checks, and what it remembers to flush.
 const MOST: u64 = 100;
 
