@@ -61,6 +61,11 @@ pub(super) fn of_group(value: u64, from: usize, to: usize, size: u64, group: usi
     value & !(within & ADDRESS) | (size * to as u64)
 }
 
+/// The first entry of a Contiguous group, as a TLB makes it of another one, whose cached part is `value`.
+pub(super) fn group_first(value: u64, size: u64, group: usize) -> Option<u64> {
+    (value & CONTIGUOUS != 0).then_some(value & !((size * group as u64 - 1) & ADDRESS))
+}
+
 /// What must be the same in all entries of a Contiguous group, by the group's base: everything but AF, and the dirty
 /// state of writable entries. `None` where the address is not the one for this place in the group.
 pub(super) fn group_value(raw: u64, at: usize, size: u64, group: usize) -> Option<u64> {

@@ -6,6 +6,7 @@
 use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
+use core::ops::Range;
 
 use arch::TableFrame;
 use arch::mmu::Slot;
@@ -45,6 +46,11 @@ impl TableState {
     pub(super) fn possible(&self, index: usize) -> impl Iterator<Item = u64> + '_ {
         let older = if self.older.is_empty() { None } else { self.older.get(&index) };
         older.into_iter().flat_map(|h| h.older.iter().map(|(raw, _)| *raw)).chain([self.current(index)])
+    }
+
+    /// The slots of a range with what a walker may read there that is not the current value.
+    pub(super) fn older_in(&self, slots: Range<usize>) -> impl Iterator<Item = (usize, u64)> + '_ {
+        self.older.range(slots).flat_map(|(&index, h)| h.older.iter().map(move |(raw, _)| (index, *raw)))
     }
 
     /// The slots of which a walker may read something else than 0.

@@ -194,15 +194,11 @@ impl State {
             return;
         }
         let differs = |raw: u64| leaf(raw) && (raw ^ new) & CONTIGUOUS != 0;
-        let first = index - index % group;
-        let other = (first..first + group).filter(|&other| other != index).find_map(|other| {
-            let raw = if self.no_abort() {
-                Some(state.current(other)).filter(|&raw| differs(raw))
-            } else {
-                state.possible(other).find(|&raw| differs(raw))
-            };
-            raw.map(|raw| (other, raw, state.current(other) == raw))
-        });
+        let members = index - index % group..index - index % group + group;
+        let current = members.clone().map(|other| (other, state.current(other), true));
+        let older = state.older_in(members).map(|(other, raw)| (other, raw, false));
+        let mut seen = current.chain(older.filter(|_| !self.no_abort()));
+        let other = seen.find(|&(other, raw, _)| other != index && differs(raw));
         if let Some((other, raw, current)) = other {
             let pa = state.frame.pa();
             self.log.violation(Rule::MixedGroup, None, None, || {

@@ -42,6 +42,10 @@ struct Group {
     leaves: Vec<Vec<Leaf>>,
     contiguous: usize,
     single: usize,
+    /// Every member has its leaf of a folded block: what the first one's is.
+    whole: Option<u64>,
+    /// The first one of a folded block that was stamped last, and when.
+    stamped: Option<(Option<u64>, u64)>,
 }
 
 /// A cached table descriptor.
@@ -100,6 +104,31 @@ impl Tlb {
         self.leaves(place).iter().any(|leaf| leaf.value == value)
     }
 
+    /// Whether it may hold all that the entry at a place, with this cached part, fills; so one look serves for each of a folded
+    /// block's entries.
+    pub(super) fn holds_whole(&self, place: Place, value: u64) -> bool {
+        let (key, _) = self.key(place);
+        self.groups
+            .get(&key)
+            .is_some_and(|group| group.whole.is_some() && group.whole == self.first_of(place, value))
+    }
+
+    /// All that the entry at a place fills was inserted.
+    pub(super) fn is_whole(&mut self, place: Place, value: u64) {
+        let (first, (key, _)) = (self.first_of(place, value), self.key(place));
+        if let (Some(first), Some(group)) = (first, self.groups.get_mut(&key)) {
+            group.whole = Some(first);
+        }
+    }
+
+    /// What the entry at a place makes of the first page of its group, if it has the address of its place itself.
+    fn first_of(&self, place: Place, value: u64) -> Option<u64> {
+        let (_, member) = self.key(place);
+        let (size, group) = (leaf_size(self.granule, place.level), self.granule.cont_entries(place.level));
+        let first = bits::group_first(value, size, group)?;
+        (bits::of_group(first, 0, member, size, group) == value).then_some(first)
+    }
+
     /// How many leaves of a level it may hold.
     pub(super) fn count(&self, level: u8) -> usize {
         self.by_level[usize::from(level)]
@@ -117,6 +146,8 @@ impl Tlb {
             leaves: (0..entries).map(|_| Vec::new()).collect(),
             contiguous: 0,
             single: 0,
+            whole: None,
+            stamped: None,
         });
         group.leaves[member].push(leaf);
         *if leaf.value & CONTIGUOUS != 0 { &mut group.contiguous } else { &mut group.single } += 1;
@@ -129,6 +160,7 @@ impl Tlb {
         let Some(group) = self.groups.get_mut(&key) else { return };
         let before = group.leaves[member].len();
         group.leaves[member].retain(|leaf| leaf.value != value);
+        group.whole = None;
         let removed = before - group.leaves[member].len();
         *if value & CONTIGUOUS != 0 { &mut group.contiguous } else { &mut group.single } -= removed;
         self.by_level[usize::from(place.level)] -= removed;
@@ -138,15 +170,29 @@ impl Tlb {
         }
     }
 
-    /// A walk could yield these until now.
-    pub(super) fn stamp(&mut self, place: Place, now: u64, which: impl Fn(u64) -> bool) {
-        let (key, member) = self.key(place);
-        if let Some(group) = self.groups.get_mut(&key) {
-            group.leaves[member]
-                .iter_mut()
-                .filter(|leaf| which(leaf.value))
-                .for_each(|leaf| leaf.fresh = now);
+    /// A walk that reads the entry at a place, with this cached part, could yield what it fills until now.
+    pub(super) fn stamp_filled(&mut self, place: Place, value: u64, now: u64) {
+        let (key, at) = self.key(place);
+        let first = self.first_of(place, value);
+        let (size, entries) = (leaf_size(self.granule, place.level), self.granule.cont_entries(place.level));
+        let Some(group) = self.groups.get_mut(&key) else { return };
+        if first.is_some() && group.stamped == Some((first, now)) {
+            return;
         }
+        let members = if value & CONTIGUOUS != 0 { 0..entries } else { at..at + 1 };
+        for to in members {
+            let value = bits::of_group(value, at, to, size, entries);
+            let leaves = group.leaves[to].iter_mut();
+            leaves.filter(|leaf| leaf.value == value).for_each(|leaf| leaf.fresh = now);
+        }
+        group.stamped = Some((first, now));
+    }
+
+    /// A walk could yield one leaf until now.
+    pub(super) fn stamp(&mut self, place: Place, value: u64, now: u64) {
+        let (key, member) = self.key(place);
+        let leaves = self.groups.get_mut(&key).into_iter().flat_map(|group| &mut group.leaves[member]);
+        leaves.filter(|leaf| leaf.value == value).for_each(|leaf| leaf.fresh = now);
     }
 
     /// A walk could yield everything until now.

@@ -84,10 +84,15 @@ impl State {
     fn fill_leaf(&mut self, cpu: usize, level: u8, va: u64, raw: u64) {
         let value = bits::cached_part(raw);
         let tag = self.tag(cpu, value);
-        self.add_leaf(cpu, Place { level, va, tag }, value, true);
-        for (other, value) in fills(self.granule, level, va, value).filter(|(other, _)| *other != va) {
-            self.add_leaf(cpu, Place { level, va: other, tag }, value, false);
+        let place = Place { level, va, tag };
+        self.add_leaf(cpu, place, value, true);
+        if self.cpus[cpu].tlb.holds_whole(place, value) {
+            return;
         }
+        for (other, value) in fills(self.granule, level, va, value).filter(|(other, _)| *other != va) {
+            self.add_leaf(cpu, Place { va: other, ..place }, value, false);
+        }
+        self.cpus[cpu].tlb.is_whole(place, value);
     }
 
     fn add_leaf(&mut self, cpu: usize, place: Place, value: u64, always_judge: bool) {
@@ -161,10 +166,7 @@ impl State {
                     Descriptor::Leaf(_) => {
                         let value = bits::cached_part(raw);
                         let tag = self.tag(cpu, value);
-                        for (va, value) in fills(self.granule, level, va, value) {
-                            let place = Place { level, va, tag };
-                            self.cpus[cpu].tlb.stamp(place, now, |other| other == value);
-                        }
+                        self.cpus[cpu].tlb.stamp_filled(Place { level, va, tag }, value, now);
                     }
                     Descriptor::Table(pa) => {
                         let (place, child) = ((self.cpus[cpu].asid, level, va), self.table_at(pa));
@@ -252,7 +254,7 @@ impl State {
             let last = va + (leaf_size(self.granule, level) - 1);
             for (place, leaf) in self.cpus[cpu].tlb.leaves_within(va, last, |_| true) {
                 if self.derivable(cpu, place, leaf.value, &[]) {
-                    self.cpus[cpu].tlb.stamp(place, now, |value| value == leaf.value);
+                    self.cpus[cpu].tlb.stamp(place, leaf.value, now);
                 }
             }
             for (place, walk) in self.cpus[cpu].tlb.walks_within(va, last) {
