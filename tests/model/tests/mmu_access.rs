@@ -10,7 +10,7 @@ use arch::{Granule, Mmu};
 use mmu_rig::*;
 use pleat_model::K4;
 use pleat_model::mmu::Outcome::*;
-use pleat_model::mmu::{Access, Config, Flag, Kind, Outcome};
+use pleat_model::mmu::{Access, Came, Config, Flag, Kind, Outcome, Write};
 
 const READ: Access = Access { kind: Kind::Read, privileged: false };
 const WRITE: Access = Access { kind: Kind::Write, privileged: false };
@@ -244,4 +244,60 @@ fn what_is_cached_stays_bounded() {
         most = most.max(rig.machine.cached(0));
     }
     assert!(most <= 16 * 2 + 3, "{most}");
+}
+
+/// A store to page 3 by CPU 1, with what it makes dirty in a group told by page 9.
+fn write_to(rig: &Rig<K4>) -> Write {
+    Write { cpu: 1, va: rig.va(3), value: 7, by: 9, stale: false }
+}
+
+#[test]
+fn a_write_comes_before_the_step_that_is_named() {
+    let rig = Rig::unjudged(with_hafdbs(Hafdbs::AfDbm));
+    rig.map(3..4, CLEAN);
+    rig.machine.write_before(1, write_to(&rig), &[rig.va(3)]);
+    assert_eq!(rig.get(0, 3), rig.pte(3, CLEAN));
+    // Not near.
+    rig.get(0, 4);
+    assert_eq!(rig.machine.take_written(), None);
+    assert_eq!(rig.get(0, 3), rig.pte(3, CLEAN & !RDONLY));
+    assert_eq!(rig.machine.take_written(), Some((rig.frame(3), 7)));
+    assert_eq!(rig.machine.moment_is_over(), Came::Done { pa: rig.frame(3), both: false });
+    // By what says dirty, and by the older entry that may be cached too.
+    for stale in [true, false] {
+        rig.swap(0, 3, rig.pte(3, CLEAN));
+        rig.machine.write_before(0, Write { stale, ..write_to(&rig) }, &[]);
+        rig.cpu(0).publish();
+        assert_eq!(rig.machine.moment_is_over(), Came::Done { pa: rig.frame(3), both: true });
+        assert_eq!(rig.get(0, 3), rig.pte(3, if stale { CLEAN } else { CLEAN & !RDONLY }));
+    }
+}
+
+#[test]
+fn a_write_at_a_moment_faults_or_is_not_reached() {
+    let rig = Rig::unjudged(with_hafdbs(Hafdbs::AfDbm));
+    for (steps, came) in [(0, Came::NotReached), (1, Came::Faulted)] {
+        rig.machine.write_before(0, write_to(&rig), &[]);
+        (0..steps).for_each(|_| rig.cpu(0).complete());
+        assert_eq!(rig.machine.moment_is_over(), came);
+    }
+    assert_eq!(rig.machine.take_written(), None);
+}
+
+#[test]
+fn a_write_at_a_moment_makes_the_entry_dirty_that_is_named() {
+    let rig = Rig::unjudged(with_hafdbs(Hafdbs::AfDbm));
+    rig.map(0..16, CLEAN | CONT);
+    rig.machine.write_before(0, write_to(&rig), &[]);
+    rig.cpu(0).publish();
+    assert!(matches!(rig.machine.moment_is_over(), Came::Done { .. }));
+    let dirty = (0..16).filter(|&page| rig.get(0, page) & RDONLY == 0);
+    assert_eq!(dirty.collect::<Vec<_>>(), [9]);
+    // Young without it, where nothing is cached.
+    let rig = Rig::unjudged(with_hafdbs(Hafdbs::AfDbm));
+    rig.map(3..4, DATA & !AF);
+    rig.machine.write_before(0, write_to(&rig), &[]);
+    rig.cpu(0).publish();
+    assert!(matches!(rig.machine.moment_is_over(), Came::Done { .. }));
+    assert_eq!(rig.get(0, 3), rig.pte(3, DATA));
 }

@@ -1,8 +1,8 @@
 //! What is around the MMU: frames with contents, tables that come and go, and allocations that fail when they are told to.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard};
 
 use arch::{Mmu, Pfn, TableFrame};
 use mm::frame::{Folio, FrameHooks};
@@ -22,6 +22,16 @@ struct Bytes {
 impl Bytes {
     fn of(base: u8) -> Self {
         Self { base, others: BTreeMap::new() }
+    }
+
+    fn write(&mut self, offset: u64, from: &[u8]) {
+        for (at, &byte) in (offset..).zip(from) {
+            if byte == self.base {
+                self.others.remove(&at);
+            } else {
+                self.others.insert(at, byte);
+            }
+        }
     }
 }
 
@@ -85,9 +95,19 @@ impl<'m, G: GranuleType + Sync> Board<'m, G> {
         self.tables.lock().unwrap().len()
     }
 
+    /// The contents of memory, with what a CPU has stored since they were last looked at.
+    fn pages(&self) -> MutexGuard<'_, BTreeMap<u64, Bytes>> {
+        let mut pages = self.pages.lock().unwrap();
+        if let Some((pa, value)) = self.machine.take_written() {
+            let frame = pages.entry(pa.pfn(G::GRANULE).get()).or_insert_with(|| Bytes::of(POISON));
+            frame.write(pa.get() % G::GRANULE.page_size(), &value.to_le_bytes());
+        }
+        pages
+    }
+
     /// Reads bytes of a frame.
     pub fn read_frame(&self, pfn: Pfn, offset: u64, into: &mut [u8]) {
-        let pages = self.pages.lock().unwrap();
+        let pages = self.pages();
         let Some(bytes) = pages.get(&pfn.get()) else { return into.fill(POISON) };
         into.fill(bytes.base);
         for (&at, &byte) in bytes.others.range(offset..offset + into.len() as u64) {
@@ -97,21 +117,14 @@ impl<'m, G: GranuleType + Sync> Board<'m, G> {
 
     /// Writes bytes of a frame.
     pub fn write_frame(&self, pfn: Pfn, offset: u64, from: &[u8]) {
-        let mut pages = self.pages.lock().unwrap();
+        let mut pages = self.pages();
         if from.len() as u64 == G::GRANULE.page_size() {
             let others =
                 (0..).zip(from).filter(|(_, byte)| **byte != 0).map(|(at, &byte)| (at, byte)).collect();
             pages.insert(pfn.get(), Bytes { base: 0, others });
             return;
         }
-        let bytes = pages.entry(pfn.get()).or_insert_with(|| Bytes::of(POISON));
-        for (at, &byte) in (offset..).zip(from) {
-            if byte == bytes.base {
-                bytes.others.remove(&at);
-            } else {
-                bytes.others.insert(at, byte);
-            }
-        }
+        pages.entry(pfn.get()).or_insert_with(|| Bytes::of(POISON)).write(offset, from);
     }
 
     /// The parts of a range of a folio that are in one frame each: frame, offset in it, and where in the range.
@@ -136,7 +149,7 @@ impl<G: GranuleType + Sync> FrameHooks for Board<'_, G> {
     }
 
     fn on_free(&self, frame: Pfn) {
-        self.pages.lock().unwrap().remove(&frame.get());
+        self.pages().remove(&frame.get());
         self.machine.free_frame(frame.addr(G::GRANULE));
     }
 
@@ -147,7 +160,7 @@ impl<G: GranuleType + Sync> FrameHooks for Board<'_, G> {
 
 impl<G: GranuleType + Sync> PhysMem for Board<'_, G> {
     fn clear(&self, folio: &Folio<'_>) {
-        let mut pages = self.pages.lock().unwrap();
+        let mut pages = self.pages();
         for frame in 0..folio.frames() {
             pages.insert(folio.head().get() + frame, Bytes::of(0));
         }
@@ -159,7 +172,7 @@ impl<G: GranuleType + Sync> PhysMem for Board<'_, G> {
         for (folio, offset) in [from, to] {
             assert!(offset + bytes <= folio.frames() * page, "a range outside of {folio:?}");
         }
-        let mut pages = self.pages.lock().unwrap();
+        let mut pages = self.pages();
         for at in 0..bytes / page {
             let frame = |(folio, offset): (&Folio<'_>, u64)| folio.head().get() + offset / page + at;
             let source = pages.get(&frame(from)).expect("nobody copies what was never written");

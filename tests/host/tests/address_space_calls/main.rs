@@ -3,6 +3,7 @@
 mod errnos;
 mod faults;
 mod injection;
+mod last_moment;
 mod maintenance;
 mod sharing;
 mod threads;

@@ -1,6 +1,7 @@
 //! What one access may do.
 
 use alloc::collections::BTreeSet;
+use alloc::vec::Vec;
 
 use arch::PhysAddr;
 use arch::features::Hafdbs;
@@ -8,7 +9,7 @@ use arch::features::Hafdbs;
 use super::bits::{self, ADDRESS, AF, DBM, PXN, RDONLY, USER, UXN, slot_of};
 use super::report::Rule;
 use super::state::State;
-use super::tlb::{Place, Tag};
+use super::tlb::{Leaf, Place, Tag};
 use crate::descriptor::{Descriptor, decode, leaf_size, root_level};
 
 /// What an access does with the memory.
@@ -54,9 +55,7 @@ impl State {
     /// All that an access may end in, by what TLBs may hold and what a walk may read. Nothing changes.
     pub(super) fn access(&self, cpu: usize, va: u64, access: Access) -> BTreeSet<Outcome> {
         let mut outcomes = BTreeSet::new();
-        let tags = [Tag::Asid(self.cpus[cpu].asid), Tag::Global];
-        let page = va & !(self.granule.page_size() - 1);
-        let found = self.cpus[cpu].tlb.leaves_within(page, page, |tag| tags.contains(&tag));
+        let found = self.cached_leaves(cpu, va);
         for (place, leaf) in &found {
             outcomes.insert(self.through(cpu, *place, leaf.value, va, access));
         }
@@ -75,6 +74,19 @@ impl State {
         }
         self.walk_outcomes(cpu, va, access, &mut outcomes);
         outcomes
+    }
+
+    /// What the TLB may hold for an address in the CPU's present context.
+    fn cached_leaves(&self, cpu: usize, va: u64) -> Vec<(Place, Leaf)> {
+        let tags = [Tag::Asid(self.cpus[cpu].asid), Tag::Global];
+        let page = va & !(self.granule.page_size() - 1);
+        self.cpus[cpu].tlb.leaves_within(page, page, |tag| tags.contains(&tag))
+    }
+
+    /// Whether an access may end so by what the TLB may hold, without a walk.
+    pub(super) fn hits(&self, cpu: usize, va: u64, access: Access, outcome: Outcome) -> bool {
+        let found = self.cached_leaves(cpu, va);
+        found.iter().any(|(place, leaf)| self.through(cpu, *place, leaf.value, va, access) == outcome)
     }
 
     /// What a walk by the tables adds: faults, and entries whose access flag hardware sets first.

@@ -6,7 +6,7 @@
 //!        ▼                                                                           │
 //!   memory: what a walker may read ──▶ TLBs: all that walks could ever yield ──▶ judge ──▶ Violation
 //!        ▲                              and that no completed invalidation has taken away
-//!   agent: hardware sets AF and dirty
+//!   agent: hardware sets AF and dirty; a CPU writes at one moment
 //! ```
 //!
 //! There is no chance in it, but for the agent if a test asks for that: a CPU caches everything that it might cache,
@@ -47,6 +47,7 @@ mod agent;
 mod bits;
 mod judge;
 mod memory;
+mod moment;
 mod reference;
 mod report;
 mod state;
@@ -55,6 +56,7 @@ mod walker;
 
 pub use access::{Access, Kind, Outcome};
 pub use agent::{Flag, Update};
+pub use moment::{Came, Write};
 pub use reference::{AddressSpace, Operation, Page};
 pub use report::{Event, Rule, Violation};
 
@@ -249,6 +251,23 @@ impl<G: GranuleType> Machine<G> {
         self.state.lock().take_updates()
     }
 
+    /// Lets a CPU make a store at one moment: before step `number` (from 0) that software does from now on. A step is an access
+    /// to the last-level entry of one of the pages of `near`, by its place in whatever table, or an invalidation or barrier:
+    /// what lies between two steps makes no difference for entries that are not near. One that was not reached is forgotten.
+    pub fn write_before(&self, number: u64, write: Write, near: &[VirtAddr]) {
+        self.state.lock().write_before(number, write, near);
+    }
+
+    /// Ends what [`Self::write_before`] began: what came of it.
+    pub fn moment_is_over(&self) -> Came {
+        self.state.lock().moment_is_over()
+    }
+
+    /// What a CPU has stored by [`Self::write_before`], and where: for whoever has the memory, once, before he looks at it.
+    pub fn take_written(&self) -> Option<(PhysAddr, u32)> {
+        self.state.lock().written.take()
+    }
+
     /// What was found so far.
     ///
     /// # Errors
@@ -306,7 +325,9 @@ impl<G: GranuleType> Cpu<'_, G> {
 
     /// `dsb ish` without the ISB of [`Mmu::complete`].
     pub fn dsb_ish(&self) {
-        self.machine.state.lock().complete(self.cpu);
+        let mut state = self.machine.state.lock();
+        state.step();
+        state.complete(self.cpu);
     }
 
     /// `isb`
@@ -318,6 +339,7 @@ impl<G: GranuleType> Cpu<'_, G> {
     fn on_slot<R>(&self, slot: &Slot, act: impl FnOnce(&mut State, usize, usize) -> R) -> R {
         let mut state = self.machine.state.lock();
         let (table, index) = state.find(slot);
+        state.step_at(table, index);
         state.agent_near(table, index);
         let result = act(&mut state, table, index);
         state.agent_near(table, index);
@@ -379,12 +401,15 @@ unsafe impl<G: GranuleType> Mmu for Cpu<'_, G> {
 
     fn publish(&self) {
         let mut state = self.machine.state.lock();
+        state.step();
         state.publish(self.cpu);
         state.isb(self.cpu);
     }
 
     fn invalidate(&self, operation: Tlbi) {
-        self.machine.state.lock().invalidate(self.cpu, operation);
+        let mut state = self.machine.state.lock();
+        state.step();
+        state.invalidate(self.cpu, operation);
     }
 
     fn complete(&self) {
@@ -394,6 +419,7 @@ unsafe impl<G: GranuleType> Mmu for Cpu<'_, G> {
 
     fn invalidate_local(&self, operation: Tlbi) {
         let mut state = self.machine.state.lock();
+        state.step();
         state.invalidate_local(self.cpu, operation);
         state.isb(self.cpu);
     }

@@ -15,6 +15,7 @@ use super::Config;
 use super::agent::Agent;
 use super::bits::{self, CONTIGUOUS, DBM, DIRTY, RDONLY, VALID};
 use super::memory::TableState;
+use super::moment::Moment;
 use super::reference::Reference;
 use super::report::{Event, Log, Rule};
 use super::tlb::{self, Tlb};
@@ -60,6 +61,9 @@ pub(super) struct State {
     /// What is in a frame, where it is not something of its own.
     pub(super) contents: BTreeMap<u64, u64>,
     pub(super) agent: Option<Agent>,
+    pub(super) moment: Option<Moment>,
+    /// What a CPU has stored, and nobody has put into memory yet.
+    pub(super) written: Option<(PhysAddr, u32)>,
     pub(super) log: Log,
 }
 
@@ -86,6 +90,8 @@ impl State {
             free_frames: BTreeSet::new(),
             contents: BTreeMap::new(),
             agent: None,
+            moment: None,
+            written: None,
             log: Log::default(),
         }
     }
