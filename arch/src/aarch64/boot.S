@@ -21,6 +21,21 @@
 .set TEXT_PAGE, 0x0040000000000783
 .set DATA_PAGE, 0x0060000000000703
 
+// `dc operation` for the lines from x0 to x1, and waits for it. Clobbers x0, x2, x3.
+.macro dc_range operation
+        mrs     x2, ctr_el0
+        ubfx    x2, x2, #16, #4                 // DminLine: log2 of words
+        mov     x3, #4
+        lsl     x2, x3, x2
+        sub     x3, x2, #1
+        bic     x0, x0, x3
+1:      dc      \operation, x0
+        add     x0, x0, x2
+        cmp     x0, x1
+        b.lo    1b
+        dsb     sy
+.endm
+
 .macro adr_l, reg, symbol
         adrp    \reg, \symbol
         add     \reg, \reg, :lo12:\symbol
@@ -301,17 +316,7 @@ build_early_tables:
 
 // Invalidates the data cache from x0 to x1 to the point of coherency. Clobbers x0, x2, x3.
 invalidate_dcache:
-        mrs     x2, ctr_el0
-        ubfx    x2, x2, #16, #4                 // DminLine: log2 of words
-        mov     x3, #4
-        lsl     x2, x3, x2
-        sub     x3, x2, #1
-        bic     x0, x0, x3
-1:      dc      ivac, x0
-        add     x0, x0, x2
-        cmp     x0, x1
-        b.lo    1b
-        dsb     sy
+        dc_range ivac
         ret
 
 // Switches the MMU on and goes to the label at x0 (physical) by its high address. x1 = root table for

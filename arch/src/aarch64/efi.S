@@ -65,15 +65,5 @@ leave_firmware:
 
 // Cleans and invalidates the data cache from x0 to x1 to the point of coherency. Clobbers x0, x2, x3.
 clean_dcache:
-        mrs     x2, ctr_el0
-        ubfx    x2, x2, #16, #4                 // DminLine: log2 of words
-        mov     x3, #4
-        lsl     x2, x3, x2
-        sub     x3, x2, #1
-        bic     x0, x0, x3
-1:      dc      civac, x0
-        add     x0, x0, x2
-        cmp     x0, x1
-        b.lo    1b
-        dsb     sy
+        dc_range civac
         ret

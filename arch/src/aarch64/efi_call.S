@@ -4,25 +4,6 @@
 .arch_extension fp
 .arch_extension simd
 
-.macro all_of_simd instruction
-        \instruction    q0, q1, [sp, #0x000]
-        \instruction    q2, q3, [sp, #0x020]
-        \instruction    q4, q5, [sp, #0x040]
-        \instruction    q6, q7, [sp, #0x060]
-        \instruction    q8, q9, [sp, #0x080]
-        \instruction    q10, q11, [sp, #0x0a0]
-        \instruction    q12, q13, [sp, #0x0c0]
-        \instruction    q14, q15, [sp, #0x0e0]
-        \instruction    q16, q17, [sp, #0x100]
-        \instruction    q18, q19, [sp, #0x120]
-        \instruction    q20, q21, [sp, #0x140]
-        \instruction    q22, q23, [sp, #0x160]
-        \instruction    q24, q25, [sp, #0x180]
-        \instruction    q26, q27, [sp, #0x1a0]
-        \instruction    q28, q29, [sp, #0x1c0]
-        \instruction    q30, q31, [sp, #0x1e0]
-.endm
-
 // efi_call(x0 = function, x1 = six arguments, x2 = one past the top of the stack, x3 = the outcome).
 .global efi_call
 efi_call:
@@ -46,7 +27,7 @@ efi_call:
         mrs     x10, fpsr
         stp     x9, x10, [sp, #0x80]
         sub     sp, sp, #0x200
-        all_of_simd stp
+        all_of_simd stp, sp
 
         // The top of the stack keeps this one's pointer, for both ways back. While it does, a fault is the firmware's.
         mov     x16, x0
@@ -71,7 +52,7 @@ efi_call_aborted:
 1:      ldr     x9, [sp]
         str     xzr, [sp]
         mov     sp, x9
-        all_of_simd ldp
+        all_of_simd ldp, sp
         add     sp, sp, #0x200
         ldp     x9, x10, [sp, #0x80]
         msr     fpcr, x9
@@ -91,5 +72,6 @@ efi_call_aborted:
         ldp     x29, x30, [sp], #0x90
         ret
 
+.purgem all_of_simd
 .arch_extension nosimd
 .arch_extension nofp

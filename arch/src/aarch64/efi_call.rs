@@ -7,7 +7,7 @@ use super::trap::{EL1H_MASKED, TrapFrame};
 use crate::VirtAddr;
 use crate::esr::Esr;
 
-global_asm!(include_str!("efi_call.S"));
+global_asm!(include_str!("simd.S"), include_str!("efi_call.S"));
 
 /// A fault in the firmware, which ended the call.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -5,7 +5,7 @@ use core::arch::{asm, global_asm};
 use super::barrier;
 use super::trap::TrapFrame;
 
-global_asm!(include_str!("task.S"));
+global_asm!(include_str!("simd.S"), include_str!("task.S"));
 
 unsafe extern "C" {
     fn switch_context(save: *mut Context, load: *const Context);
