@@ -12,8 +12,9 @@
 //!     └── early     which instructions must not run before the MMU is on
 //! ```
 //!
-//! `scripts/run` is the only place that knows QEMU's command line. The tests that boot something need
-//! the feature `boots`, which `scripts/test` enables once QEMU and the kernel's Image are there.
+//! `scripts/run` is the only place that knows QEMU's command line. The tests that boot something are run by name only, as
+//! `scripts/test` does once QEMU and the kernel's Image are there. What repeats others on another machine is ignored without
+//! `--include-ignored`, which is `scripts/test --long`.
 #![forbid(unsafe_code)]
 
 pub mod address_space;

@@ -9,9 +9,10 @@ const MIB: u64 = 1 << 20;
 
 /// One test for each machine.
 macro_rules! machines {
-    ($($name:ident: $cpu:literal, EL $el:literal, GIC $gic:literal, $memory:literal, $smp:literal CPUs;)*) => {
+    ($($(#[$ignored:meta])? $name:ident: $cpu:literal, EL $el:literal, GIC $gic:literal, $memory:literal, $smp:literal CPUs;)*) => {
         $(
             #[test]
+            $(#[$ignored])?
             fn $name() {
                 Machine { cpu: $cpu, el: $el, gic: $gic, memory: $memory, smp: $smp }.runs();
             }
@@ -20,18 +21,24 @@ macro_rules! machines {
 }
 
 machines! {
+    #[ignore = "a repetition, with --long"]
     cortex_a72_alone: "cortex-a72", EL 1, GIC 2, "64M", 1 CPUs;
     cortex_a72_like_a_pi: "cortex-a72", EL 2, GIC 2, "1G", 4 CPUs;
+    #[ignore = "a repetition, with --long"]
     cortex_a72_large: "cortex-a72", EL 1, GIC 3, "6G", 8 CPUs;
     neoverse_n1_el1: "neoverse-n1", EL 1, GIC 3, "1G", 8 CPUs;
     neoverse_n1_el2: "neoverse-n1", EL 2, GIC 3, "6G", 1 CPUs;
+    #[ignore = "a repetition, with --long"]
     neoverse_n1_gic2: "neoverse-n1", EL 2, GIC 2, "64M", 4 CPUs;
     neoverse_v1_el1: "neoverse-v1", EL 1, GIC 2, "6G", 8 CPUs;
     neoverse_v1_el2: "neoverse-v1", EL 2, GIC 3, "1G", 4 CPUs;
+    #[ignore = "a repetition, with --long"]
     neoverse_v1_alone: "neoverse-v1", EL 1, GIC 3, "64M", 1 CPUs;
     max_as_by_default: "max", EL 1, GIC 3, "1G", 4 CPUs;
     max_el2: "max", EL 2, GIC 3, "64M", 8 CPUs;
+    #[ignore = "a repetition, with --long"]
     max_gic2: "max", EL 2, GIC 2, "6G", 4 CPUs;
+    #[ignore = "a repetition, with --long"]
     max_alone: "max", EL 1, GIC 2, "1G", 1 CPUs;
     more_cpus_than_are_used: "max", EL 2, GIC 3, "1G", 11 CPUs;
 }

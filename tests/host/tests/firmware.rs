@@ -14,9 +14,10 @@ fn was_left(outcome: &Outcome, el: u8) {
 
 /// One test for each machine and firmware.
 macro_rules! machines {
-    ($($name:ident: $firmware:literal, $cpu:literal, EL $el:literal, GIC $gic:literal, $memory:literal, $smp:literal CPUs;)*) => {
+    ($($(#[$ignored:meta])? $name:ident: $firmware:literal, $cpu:literal, EL $el:literal, GIC $gic:literal, $memory:literal, $smp:literal CPUs;)*) => {
         $(
             #[test]
+            $(#[$ignored])?
             fn $name() {
                 let machine = Machine { cpu: $cpu, el: $el, gic: $gic, memory: $memory, smp: $smp };
                 was_left(&machine.runs_with(|boot| boot.option("--firmware", $firmware)), $el);
@@ -27,7 +28,9 @@ macro_rules! machines {
 
 machines! {
     edk2_el1: "edk2", "max", EL 1, GIC 3, "1G", 4 CPUs;
+    #[ignore = "a repetition, with --long"]
     edk2_el2: "edk2", "cortex-a72", EL 2, GIC 2, "6G", 4 CPUs;
+    #[ignore = "a repetition, with --long"]
     u_boot_el1: "u-boot", "neoverse-n1", EL 1, GIC 2, "1G", 8 CPUs;
     u_boot_el2: "u-boot", "max", EL 2, GIC 3, "6G", 1 CPUs;
 }
