@@ -12,15 +12,15 @@ use proptest::prelude::*;
 use proptest::test_runner::TestRunner;
 
 /// The sequences of a test program.
-pub struct Sequences<S> {
+pub(crate) struct Sequences<S> {
     /// Its source.
-    pub file: &'static str,
+    pub(crate) file: &'static str,
     /// How many operations the everyday run does.
-    pub operations: u64,
+    pub(crate) operations: u64,
     /// The longest sequence.
-    pub length: usize,
+    pub(crate) length: usize,
     /// An operation.
-    pub op: S,
+    pub(crate) op: S,
 }
 
 impl<S: Strategy> Sequences<S>
@@ -28,7 +28,7 @@ where
     S::Value: Debug,
 {
     /// Runs at least this share of the operations, in sequences, each on a machine of some kind.
-    pub fn judge(self, name: &'static str, percent: u64, run: impl Fn(Setup, &[S::Value])) {
+    pub(crate) fn judge(self, name: &'static str, percent: u64, run: impl Fn(Setup, &[S::Value])) {
         let operations = std::env::var("PLEAT_OPERATIONS")
             .map_or(self.operations, |number| number.parse().expect("PLEAT_OPERATIONS is a number"));
         let setup = any::<u8>().prop_map(Setup::decode);
