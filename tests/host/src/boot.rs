@@ -168,6 +168,21 @@ impl Boot {
             messages: String::from_utf8_lossy(&output.stderr).into_owned(),
         }
     }
+
+    /// Runs a boot that never ends, by time limits that grow until it has said `last`: what a machine takes for it is not known.
+    ///
+    /// # Panics
+    /// Where it ends, or does not say so in a minute.
+    pub fn run_until(&self, last: &str) -> Outcome {
+        for seconds in [6, 15, 60] {
+            let outcome = self.clone().option("--timeout", seconds.to_string()).run();
+            outcome.failed(&format!("no end after {seconds} s"));
+            if outcome.console.contains(last) {
+                return outcome;
+            }
+        }
+        panic!("`{last}` was not said: {self:?}");
+    }
 }
 
 /// What came of a call of `scripts/run`.
