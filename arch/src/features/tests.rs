@@ -79,6 +79,7 @@ const A72_FEATURES: CpuFeatures = CpuFeatures {
     lse: false,
     tlbi_os: false,
     tlbi_range: false,
+    rng: false,
     mops: false,
     caches: CacheType { dcache_line: 64, icache_line: 64, idc: false, dic: false, icache_pipt: true },
 };
@@ -92,6 +93,7 @@ const N1_FEATURES: CpuFeatures = CpuFeatures {
     ..A72_FEATURES
 };
 const V1_FEATURES: CpuFeatures = CpuFeatures {
+    rng: true,
     bbm: BbmLevel::Level2,
     gic_system_registers: false,
     caches: CacheType { idc: true, dic: true, ..A72_FEATURES.caches },
@@ -124,7 +126,7 @@ fn each_field_is_read_from_its_own_bits() {
         *register = *register & !(0xf << shift) | value << shift;
     }
     type Row = (fn(&mut IdRegisters), fn(&mut CpuFeatures));
-    let rows: [Row; 45] = [
+    let rows: [Row; 47] = [
         (|id| set(&mut id.mmfr0, 0, 0), |f| f.pa_bits = 32),
         (|id| set(&mut id.mmfr0, 0, 1), |f| f.pa_bits = 36),
         (|id| set(&mut id.mmfr0, 0, 2), |f| f.pa_bits = 40),
@@ -163,6 +165,8 @@ fn each_field_is_read_from_its_own_bits() {
         (|id| set(&mut id.isar0, 20, 3), |_| ()),
         (|id| set(&mut id.isar0, 56, 0), |f| (f.tlbi_os, f.tlbi_range) = (false, false)),
         (|id| set(&mut id.isar0, 56, 1), |f| f.tlbi_range = false),
+        (|id| set(&mut id.isar0, 60, 0), |f| f.rng = false),
+        (|id| set(&mut id.isar0, 60, 2), |_| ()),
         (|id| set(&mut id.isar2, 16, 0), |f| f.mops = false),
         (|id| set(&mut id.ctr, 16, 3), |f| f.caches.dcache_line = 32),
         (|id| set(&mut id.ctr, 0, 5), |f| f.caches.icache_line = 128),
@@ -184,7 +188,7 @@ fn each_field_is_read_from_its_own_bits() {
 fn common_is_the_lesser_in_every_part() {
     let full =
         CpuFeatures { gic_system_registers: true, bbm: BbmLevel::Level3, bbm_no_abort: true, ..MAX_FEATURES };
-    let less: [fn(&mut CpuFeatures); 21] = [
+    let less: [fn(&mut CpuFeatures); 22] = [
         |f| f.pa_bits = 44,
         |f| f.asid_bits = 8,
         |f| f.granules.k4 = false,
@@ -201,6 +205,7 @@ fn common_is_the_lesser_in_every_part() {
         |f| f.gic_system_registers = false,
         |f| f.lse = false,
         |f| (f.tlbi_os, f.tlbi_range) = (false, false),
+        |f| f.rng = false,
         |f| f.mops = false,
         |f| f.caches.dcache_line = 32,
         |f| f.caches.icache_line = 32,
