@@ -204,6 +204,8 @@ pub fn sleep(nanoseconds: u64) {
 pub mod fold {
     /// It is folded.
     pub const FOLDED: usize = 0;
+    /// There is no table.
+    pub const NO_TABLE: usize = 2;
     /// A page is not mapped.
     pub const HOLE: usize = 3;
     /// Addresses and frames are not congruent.

@@ -8,7 +8,7 @@ use core::sync::atomic::{AtomicBool, Ordering};
 
 use user::println;
 use user::start::Environment;
-use user::sys::fold::{FOLDED, HOLE, MISALIGNED, MIXED_ATTRIBUTES, NOTHING};
+use user::sys::fold::{FOLDED, HOLE, MISALIGNED, MIXED_ATTRIBUTES, NO_TABLE, NOTHING};
 use user::sys::{
     ANONYMOUS, FIXED, READ, READ_EXECUTE, READ_WRITE, exited, fold_state, in_child, mmap, mprotect, munmap,
     nr, peek, poke, raw, reclaim,
@@ -273,6 +273,34 @@ fn edges() {
     println!("no batch goes too far");
 }
 
+/// What moves as whole tables: with a part of one before and behind it.
+fn tables() {
+    const NR: usize = 2 * TABLE / BLOCK + 2;
+    let start = written_at(blocks(3 * TABLE / BLOCK, TABLE) + TABLE - BLOCK, NR);
+    // What a TLB and its walk caches have of the new place must not stay.
+    let to = written_at(blocks(3 * TABLE / BLOCK, TABLE) + TABLE - BLOCK, NR);
+    (0..NR * PAGES).for_each(|page| poke(to + page * PAGE, 0));
+    let bytes = NR * BLOCK;
+    assert_eq!(raw(nr::MREMAP, &[start, bytes, bytes, MREMAP_MAYMOVE_FIXED, to]), Ok(to));
+    holds(to, 0..NR * PAGES);
+    (0..NR).for_each(|block| state(to + block * BLOCK, FOLDED, "moved"));
+    state(start + BLOCK, NO_TABLE, "there is nothing where it was");
+    state(start + BLOCK + TABLE, NO_TABLE, "nor there");
+    let fixed = ANONYMOUS | FIXED;
+    assert_eq!(raw(nr::MMAP, &[start, bytes, READ_WRITE, fixed, ALL, 0]), Ok(start));
+    assert!((0..NR * PAGES).all(|page| peek(start + page * PAGE) == 0), "new memory has old contents");
+    let status = in_child(|| {
+        holds(to, 0..NR * PAGES);
+        (0..NR * PAGES).for_each(|page| poke(to + page * PAGE, 0));
+        0
+    });
+    assert_eq!(status, exited(0));
+    holds(to, 0..NR * PAGES);
+    assert_eq!(raw(nr::MREMAP, &[to, bytes, bytes, MREMAP_MAYMOVE_FIXED, start]), Ok(start));
+    holds(start, 0..NR * PAGES);
+    println!("whole tables move");
+}
+
 /// Code that is written, executed, written again and executed: in a block.
 fn code() {
     let start = blocks(1, BLOCK);
@@ -314,6 +342,7 @@ fn main(environment: Environment) -> i32 {
     protecting();
     copying();
     edges();
+    tables();
     code();
     0
 }
