@@ -73,7 +73,7 @@ fn the_status_of_init_is_that_of_the_machine() {
 /// Page by page, the programs do the same.
 #[test]
 fn without_blocks_programs_do_the_same() {
-    for name in ["memory", "processes", "files"] {
+    for name in ["memory", "processes", "files", "contpte"] {
         passed(&boot(&format!("thp=never init=/bin/{name}")).run());
     }
 }
