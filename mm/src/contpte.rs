@@ -405,7 +405,7 @@ pub fn refold<M: Mmu>(guard: &mut PteGuard<'_, '_, M>, va: VirtAddr, nr: usize) 
 }
 
 /// Why the block at `va` is not folded, or `Ok` where it is. Takes no lock; entries that change meanwhile may give
-/// the reason of before or after. *Maintenance:* none.
+/// the reason of before or after, or seem to be a hole. *Maintenance:* none.
 ///
 /// # Errors
 /// The first [`Obstacle`] that is met; [`Obstacle::None`] where a [`refold`] would fold it.

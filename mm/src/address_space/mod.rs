@@ -156,10 +156,16 @@ impl<'m, M: Mmu> AddressSpace<'m, M> {
 
     /// Why the block at `va` is not folded, or `Ok` where it is.
     ///
+    /// *Locks:* takes that of the table, if there is one.
+    ///
     /// # Errors
     /// As [`contpte::why_not_folded`].
     pub fn why_not_folded(&self, va: VirtAddr) -> Result<(), Obstacle> {
-        self.with_mm(|mm| contpte::why_not_folded(mm, va))
+        self.with_mm(|mm| {
+            // Entries of a block that is being converted are not valid.
+            let _guard = mm.lock_present_table(va);
+            contpte::why_not_folded(mm, va)
+        })
     }
 
     /// Calls `visit` with each entry of a range: [`Mm::walk`].

@@ -2,6 +2,7 @@
 //! arm64's numbers, and printing. The programs in `src/bin` run on Pleat, and unchanged on Linux.
 #![no_std]
 
+pub mod fold;
 pub mod start;
 pub mod sys;
 

@@ -200,30 +200,6 @@ pub fn sleep(nanoseconds: u64) {
     raw(nr::NANOSLEEP, &[time.as_ptr() as usize, 0]).expect("sleeping is not interrupted");
 }
 
-/// What [`fold_state`] tells: that a block is folded, or why not.
-pub mod fold {
-    /// It is folded.
-    pub const FOLDED: usize = 0;
-    /// There is no table.
-    pub const NO_TABLE: usize = 2;
-    /// A page is not mapped.
-    pub const HOLE: usize = 3;
-    /// Addresses and frames are not congruent.
-    pub const MISALIGNED: usize = 4;
-    /// A page is not of the others' folio, and does not follow on them.
-    pub const DISCONTIGUOUS: usize = 7;
-    /// Permissions differ.
-    pub const MIXED_ATTRIBUTES: usize = 8;
-    /// Nothing: who looks for blocks to fold folds it.
-    pub const NOTHING: usize = 9;
-}
-
-/// Whether the block that holds an address is folded: [`fold`]. Only the kernel's self-tests have this call.
-pub fn fold_state(at: usize) -> Result {
-    const FOLD_STATE: usize = 0xf01d;
-    raw(FOLD_STATE, &[at])
-}
-
 /// Takes pages that were advised MADV_FREE as if memory were short; how many. Only the kernel's self-tests have this call.
 pub fn reclaim(pages: usize) -> Result {
     const RECLAIM: usize = 0x4ec1;

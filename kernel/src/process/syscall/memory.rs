@@ -126,7 +126,7 @@ pub(super) fn faults_waited(task: &Arc<Task>) -> u64 {
     count(FaultsWaitedForTable) << 32 | count(FaultsWaitedForMappings)
 }
 
-/// `fold_state(addr)`: 0 where the block is folded, else the obstacle's number, which `tests/user/src/sys.rs` names.
+/// `fold_state(addr)`: 0 where the block is folded, else the obstacle's number, which `tests/user/src/fold.rs` names.
 ///
 /// # Errors
 /// EFAULT where the address is no user's.

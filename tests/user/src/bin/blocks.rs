@@ -8,11 +8,11 @@
 use core::arch::asm;
 use core::sync::atomic::{AtomicU32, Ordering};
 
+use user::fold::{FOLDED, fold_state};
 use user::println;
 use user::start::Environment;
-use user::sys::fold::FOLDED;
 use user::sys::{
-    self, ANONYMOUS, READ, READ_WRITE, exit, exited, faults_waited, fold_state, mmap, mprotect, nr, raw, wait,
+    self, ANONYMOUS, READ, READ_WRITE, exit, exited, faults_waited, mmap, mprotect, nr, raw, wait,
 };
 
 const PAGE: usize = 4096;

@@ -4,14 +4,14 @@
 #![no_std]
 #![no_main]
 
-use core::sync::atomic::{AtomicBool, Ordering};
-
+use user::fold::{
+    self, FOLDED, HOLE, MISALIGNED, MIXED_ATTRIBUTES, NO_TABLE, NOTHING, state, state_is_one_of,
+};
 use user::println;
 use user::start::Environment;
-use user::sys::fold::{FOLDED, HOLE, MISALIGNED, MIXED_ATTRIBUTES, NO_TABLE, NOTHING};
 use user::sys::{
-    ANONYMOUS, FIXED, READ, READ_EXECUTE, READ_WRITE, exited, fold_state, in_child, mmap, mprotect, munmap,
-    nr, peek, poke, raw, reclaim,
+    ANONYMOUS, FIXED, READ, READ_EXECUTE, READ_WRITE, exited, in_child, mmap, mprotect, munmap, nr, peek,
+    poke, raw, reclaim,
 };
 
 const PAGE: usize = 4096;
@@ -25,26 +25,10 @@ const MADV_FREE: usize = 8;
 const MADV_COLD: usize = 20;
 const ALL: usize = usize::MAX;
 
-static ASK: AtomicBool = AtomicBool::new(false);
-
-/// The state of the block at `at`.
-#[track_caller]
-fn state(at: usize, expected: usize, what: &str) {
-    state_is_one_of(at, &[expected], what);
-}
-
-#[track_caller]
-fn state_is_one_of(at: usize, expected: &[usize], what: &str) {
-    if ASK.load(Ordering::Relaxed) {
-        let found = fold_state(at).expect("the kernel's self-tests have this call");
-        assert!(expected.contains(&found), "{what}: {found}, and not of {expected:?}");
-    }
-}
-
 /// Has pages taken as if memory were short, and how many that are.
 #[track_caller]
 fn taken(expected: usize, what: &str) {
-    if ASK.load(Ordering::Relaxed) {
+    if fold::asks() {
         let found = reclaim(ALL).expect("nobody else has this address space");
         assert_eq!(found, expected, "{what}");
     }
@@ -101,7 +85,7 @@ fn young_and_dirty() {
     advise(start + part.start * PAGE, part.len() * PAGE, MADV_FREE);
     state(start + BLOCK, FOLDED, "wholly in the range");
     taken(part.len(), "what is in the range, and nothing else");
-    state(start, if ASK.load(Ordering::Relaxed) { HOLE } else { FOLDED }, "some of it went");
+    state(start, if fold::asks() { HOLE } else { FOLDED }, "some of it went");
     holds(start, 0..part.start);
     holds(start, part.end..3 * PAGES);
     println!("young and dirty are of the block, and of no other");
@@ -333,7 +317,7 @@ fn code() {
 
 #[unsafe(no_mangle)]
 fn main(environment: Environment) -> i32 {
-    ASK.store(environment.arg(1) == Some(b"here"), Ordering::Relaxed);
+    fold::init(environment);
     young_and_dirty();
     aging();
     access_flags();

@@ -5,14 +5,16 @@
 #![no_main]
 
 use core::arch::global_asm;
-use core::sync::atomic::{AtomicBool, Ordering};
 
+use user::fold::{
+    self, DISCONTIGUOUS, FOLDED, HOLE, MISALIGNED, MIXED_ATTRIBUTES, NOTHING, fold_state, state,
+    state_is_one_of,
+};
 use user::println;
 use user::start::Environment;
-use user::sys::fold::{DISCONTIGUOUS, FOLDED, HOLE, MISALIGNED, MIXED_ATTRIBUTES, NOTHING};
 use user::sys::{
-    ANONYMOUS, READ, READ_WRITE, SHARED, exited, fold_state, in_child, mmap, mprotect, munmap, now, nr, open,
-    peek, poke, raw, sleep,
+    ANONYMOUS, READ, READ_WRITE, SHARED, exited, in_child, mmap, mprotect, munmap, now, nr, open, peek, poke,
+    raw, sleep,
 };
 
 const PAGE: usize = 4096;
@@ -24,21 +26,6 @@ const MADV_FREE: usize = 8;
 const MADV_COLD: usize = 20;
 const MADV_POPULATE_READ: usize = 22;
 const MADV_POPULATE_WRITE: usize = 23;
-
-static ASK: AtomicBool = AtomicBool::new(false);
-
-#[track_caller]
-fn state(at: usize, expected: usize, what: &str) {
-    state_is_one_of(at, &[expected], what);
-}
-
-#[track_caller]
-fn state_is_one_of(at: usize, expected: &[usize], what: &str) {
-    if ASK.load(Ordering::Relaxed) {
-        let found = fold_state(at).expect("the kernel's self-tests have this call");
-        assert!(expected.contains(&found), "{what}: {found}, and not of {expected:?}");
-    }
-}
 
 /// Two blocks of fresh memory, aligned, with room around them.
 fn blocks() -> usize {
@@ -176,7 +163,7 @@ fn idle() {
     state(start, FOLDED, "what may be written to may be read");
     assert_eq!(in_child(|| 0), exited(0));
     state_is_one_of(start, &[NOTHING, FOLDED], "protected in parts by fork");
-    if ASK.load(Ordering::Relaxed) {
+    if fold::asks() {
         let begin = now();
         while fold_state(start) != Ok(FOLDED) && now() - begin < 10 * SECOND {
             sleep(SECOND / 100);
@@ -225,7 +212,7 @@ fn files(own: &[u8]) {
 
 #[unsafe(no_mangle)]
 fn main(environment: Environment) -> i32 {
-    ASK.store(environment.arg(1) == Some(b"here"), Ordering::Relaxed);
+    fold::init(environment);
     first_use();
     permissions();
     unmapping();
