@@ -21,7 +21,7 @@ use crate::{heap, memory};
 
 static MEMORY: Once<Memory<'static>> = Once::new();
 static POLICY: Once<ThpPolicy> = Once::new();
-static TABLES: Tables = Tables(Mutex::new(Vec::new()));
+static TABLES: Tables = Tables;
 
 /// Prepares the memory of processes.
 ///
@@ -29,7 +29,6 @@ static TABLES: Tables = Tables(Mutex::new(Vec::new()));
 /// [`Errno::ENOMEM`]
 pub(crate) fn init(policy: ThpPolicy) -> Result<(), Errno> {
     POLICY.call_once(|| policy);
-    TABLES.0.lock().try_reserve(TABLES_AT_FIRST).map_err(|_| Errno::ENOMEM)?;
     // Each task has one, and makes another one at times.
     SPACES.lock().try_reserve(2 * MAX_TASKS).map_err(|_| Errno::ENOMEM)?;
     MEMORY.try_call_once(|| Memory::new(memory::frames(), &Contents, &TABLES, GRANULE)).map(|_| ())
@@ -184,21 +183,15 @@ impl PhysMem for Contents {
     }
 }
 
-/// How many tables have a place before the list of them grows, which it keeps then.
-const TABLES_AT_FIRST: usize = 512;
-
-/// Tables in use, in the order of their addresses.
-struct Tables(Mutex<Vec<Folio<'static>>>);
+/// Where tables come from. One that is in use is known by its number alone: the reference to its frame is the one that
+/// [`alloc_table`](TableAlloc::alloc_table) has forgotten.
+struct Tables;
 
 impl TableAlloc for Tables {
     fn alloc_table(&self, level: u8) -> Option<TableFrame> {
         let folio = memory::frames().alloc(0).ok()?;
         Contents.clear(&folio);
-        let (head, pa) = (folio.head(), folio.head().addr(GRANULE));
-        let mut tables = self.0.lock();
-        tables.try_reserve(1).ok()?;
-        let index = tables.partition_point(|table| table.head() < head);
-        tables.insert(index, folio);
+        let pa = Folio::into_raw(folio).pfn().addr(GRANULE);
         // SAFETY: a zeroed page of its own, in the linear map, kept until it is given back.
         Some(unsafe { TableFrame::new(pa, level) })
     }
@@ -207,10 +200,11 @@ impl TableAlloc for Tables {
 impl UserTables for Tables {
     fn free_table(&self, table: TableFrame) {
         let pfn = table.pa().pfn(GRANULE);
-        let mut tables = self.0.lock();
-        match tables.binary_search_by_key(&pfn, |table| table.head()) {
-            Ok(index) => drop(tables.remove(index)),
-            Err(_) => panic!("{pfn} is given back, and is no table"),
-        }
+        // With this one, two: nobody else has a table's frame.
+        let folio = memory::frames().get(pfn).filter(|folio| folio.order() == 0 && folio.refs() == 2);
+        let folio = folio.unwrap_or_else(|| panic!("{pfn} is given back, and is no table"));
+        // SAFETY: the second is the forgotten one, which nothing else stands for: it is given back here, once, since the
+        // frame is free then.
+        drop(unsafe { ptr::read(&folio) });
     }
 }

@@ -149,6 +149,16 @@ fn shared() {
     println!("shared memory is shared with a child, private is not");
 }
 
+/// Many tables: each read is far enough from the one before to need its own. What the kernel knows them by goes with them.
+fn tables() {
+    const TABLES: usize = 700;
+    const TABLE: usize = 512 * PAGE;
+    let start = mmap(TABLES * TABLE, READ, ANONYMOUS).expect("addresses");
+    assert!((start..start + TABLES * TABLE).step_by(TABLE).all(|at| peek(at) == 0));
+    munmap(start, TABLES * TABLE).expect("munmap");
+    println!("memory that is far apart reads as zero");
+}
+
 /// Writes instructions and executes them, after the maintenance that the architecture asks a program for.
 fn code() {
     const RETURN_42: [u32; 2] = [0x5280_0540, 0xd65f_03c0]; // mov w0, #42; ret
@@ -175,6 +185,7 @@ fn main(environment: Environment) -> i32 {
     remap();
     heap();
     shared();
+    tables();
     code();
     sys::exit(0)
 }
