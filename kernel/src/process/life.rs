@@ -174,12 +174,15 @@ pub(crate) fn clone(task: &Arc<Task>, frame: &TrapFrame, args: [u64; 6]) -> Resu
         vfork_parent: has(CLONE_VFORK).then(|| task.clone()),
     };
     let child = Task::new(begin, childs.clone(), &frame, fp)?;
-    // Neither can be undone for the child, so before it runs. As on Linux a fault here changes nothing.
+    // Neither can be undone for the child, so before it runs. As on Linux a fault here changes nothing; but there is no child
+    // that does not know its number for want of memory.
+    if has(CLONE_CHILD_SETTID)
+        && let Err(Errno::ENOMEM) = childs.write(child_tid, &pid.to_le_bytes())
+    {
+        return Err(Errno::ENOMEM);
+    }
     if has(CLONE_PARENT_SETTID) {
         let _ = uaccess::write(task, parent_tid, &pid.to_le_bytes());
-    }
-    if has(CLONE_CHILD_SETTID) {
-        let _ = childs.write(child_tid, &pid.to_le_bytes());
     }
     {
         let mut table = table();

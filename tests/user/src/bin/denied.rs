@@ -5,7 +5,7 @@
 #![no_main]
 
 use core::ptr;
-use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 
 use user::println;
 use user::start::Environment;
@@ -38,6 +38,9 @@ static INHERITED: AtomicUsize = AtomicUsize::new(0);
 
 /// Whether it is made again, after it was refused.
 static AGAIN: AtomicBool = AtomicBool::new(false);
+
+/// Where a child finds its number.
+static NUMBER: AtomicU32 = AtomicU32::new(0);
 
 /// What is done: after a preparation, with what that returns.
 struct Attempt {
@@ -77,6 +80,21 @@ const ATTEMPTS: &[Attempt] = &[
             child => {
                 assert_eq!(wait(child as isize), Ok((child, exited(0))));
                 Ok(0)
+            }
+        },
+    },
+    Attempt {
+        name: "fork of a child that is told its number",
+        prepare: || NUMBER.as_ptr() as usize,
+        act: |number| {
+            const CLONE_CHILD_SETTID: usize = 0x100_0000;
+            const SIGCHLD: usize = 17;
+            match raw(nr::CLONE, &[CLONE_CHILD_SETTID | SIGCHLD, 0, 0, 0, number])? {
+                0 => exit((raw(nr::GETPID, &[]) != Ok(NUMBER.load(Ordering::Relaxed) as usize)).into()),
+                child => {
+                    assert_eq!(wait(child as isize), Ok((child, exited(0))), "a child has not its number");
+                    Ok(0)
+                }
             }
         },
     },
