@@ -48,6 +48,18 @@ fn script<G: GranuleType + Sync>(world: &mut World<'_, G>) {
     only_for_memory(
         space.mremap(at(world, 3 * block), va(block), va(3 * block), MREMAP_MAYMOVE, 0).map(drop),
     );
+    // Of a table that moves as a whole, those above it are missing.
+    let table = G::GRANULE.level_size(2);
+    let (from, to) = ((1 << 40) + table, (1 << 43) + table);
+    assert_eq!(space.mmap(from, table, RW, PRIVATE | MAP_FIXED, None), Ok(from));
+    let written = space.write(from, &[7]);
+    only_for_memory(written);
+    let moved = space.mremap(from, table, table, flags, to);
+    only_for_memory(moved.map(drop));
+    let mut byte = [0];
+    if written.is_ok() && space.read(moved.unwrap_or(from), &mut byte).is_ok() {
+        assert_eq!(byte, [7]);
+    }
     let mut bytes = [1; 64];
     only_for_memory(space.write(at(world, 2 * block) + va(1) - 32, &bytes));
     only_for_memory(space.read(at(world, 2 * block) + va(1) - 32, &mut bytes));
