@@ -241,11 +241,14 @@ impl<'m> Vmas<'m> {
         }
         if self.chunks[chunk].len() == CHUNK {
             let mut upper = self.spare.pop().expect("a chunk was reserved");
-            // Mostly they are added in ascending order.
-            let kept = if index == CHUNK { CHUNK } else { CHUNK / 2 };
+            // Mostly each is added below the one before, where there is room, or above it: then none of the chunk's are split off.
+            let kept = match index {
+                0 | CHUNK => index,
+                _ => CHUNK / 2,
+            };
             upper.extend(self.chunks[chunk].drain(kept..));
             self.chunks.insert(chunk + 1, upper);
-            if index >= kept {
+            if index > kept || kept == CHUNK {
                 (chunk, index) = (chunk + 1, index - kept);
             }
         }
@@ -443,6 +446,24 @@ mod tests {
         for (page, prot) in model.iter().enumerate() {
             let at = (page as u64) << SHIFT;
             assert_eq!(vmas.find(at + 5).map(|vma| vma.prot), *prot);
+        }
+    }
+
+    /// Upwards as a program is loaded, downwards as `mmap` places them.
+    #[test]
+    fn what_is_added_in_order_fills_its_chunks() {
+        let upwards: Vec<u64> = (0..10 * CHUNK as u64).collect();
+        let downwards: Vec<u64> = upwards.iter().rev().copied().collect();
+        for pages in [upwards, downwards] {
+            let mut vmas = Vmas::new(SHIFT);
+            for page in pages {
+                let (start, end) = (page << SHIFT, (page + 1) << SHIFT);
+                let prot = [Prot::READ, Prot::WRITE][page as usize % 2];
+                vmas.reserve(&(start..end), 1).unwrap();
+                vmas.insert(Vma { start, end, prot, backing: Backing::Anonymous });
+            }
+            assert_eq!((vmas.count, vmas.chunks.len()), (10 * CHUNK, 10));
+            assert!(vmas.iter().is_sorted_by_key(|vma| vma.start));
         }
     }
 
