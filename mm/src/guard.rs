@@ -40,7 +40,7 @@ struct Indices {
 /// guard is dropped, before the lock is released: a fault that waits for it may install another frame. A folio that
 /// was given to [`Self::free_after_flush`] is dropped after that flush, never before.
 ///
-/// It is moved from call to call by every fault, so it is small: 128 bytes. Who unmaps many folios has a `Gather` beside it.
+/// It is moved from call to call by every fault, so it is small. Who unmaps many folios has a `Gather` beside it.
 pub struct PteGuard<'a, 'm, M: Mmu> {
     mm: &'a Mm<'m, M>,
     table: Table<'a, M>,

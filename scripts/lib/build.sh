@@ -6,7 +6,8 @@ readonly PROGRAMS=$OUT_DIR/bin INITRAMFS=$OUT_DIR/initramfs.cpio
 
 # build_programs: leaves the programs in PROGRAMS and INITRAMFS, which changes only if one of them does.
 build_programs() {
-    local built=$TARGET_DIR/user/$KERNEL_TARGET/release program name
+    # One of its own for each run: there may be several at a time.
+    local built=$TARGET_DIR/user/$KERNEL_TARGET/release new=$INITRAMFS.$$.new program name
     kernel_cargo build --manifest-path tests/user/Cargo.toml --target-dir "$TARGET_DIR/user" --release --bins >&2 || return
     mkdir -p "$PROGRAMS" && {
         cpio_entry bin 040755 /dev/null
@@ -15,8 +16,8 @@ build_programs() {
             cp "$built/$name" "$PROGRAMS/$name" && cpio_entry "bin/$name" 100755 "$PROGRAMS/$name" || return
         done
         cpio_entry 'TRAILER!!!' 0 /dev/null
-    } >"$INITRAMFS.new" || return
-    if cmp -s "$INITRAMFS.new" "$INITRAMFS"; then rm "$INITRAMFS.new"; else mv "$INITRAMFS.new" "$INITRAMFS"; fi
+    } >"$new" || return
+    if cmp -s "$new" "$INITRAMFS"; then rm "$new"; else mv "$new" "$INITRAMFS"; fi
 }
 
 # cpio_entry NAME MODE FILE: prints an entry of a cpio archive of the format newc; the mode is octal. Each entry has an inode

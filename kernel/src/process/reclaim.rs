@@ -10,8 +10,9 @@ use mm::{Errno, Fault};
 use super::space;
 use crate::memory;
 
-/// With so many frames free, memory is not what was missing.
-const PLENTY: u64 = 64;
+/// With so many frames free, memory is not what was missing: the most that is asked for at once are the arguments of `execve`
+/// ([`MAX_ARGUMENTS`](kernel::initial_stack::MAX_ARGUMENTS)), 512.
+const PLENTY: u64 = 1024;
 /// Pages that are taken at a time, at least, where there are so many: as many as Linux takes.
 const BATCH: u64 = 32;
 

@@ -204,8 +204,8 @@ impl<'m, M: Mmu> AddressSpace<'m, M> {
 
     /// Gives pages back that were advised `MADV_FREE` and not written since: at least `pages` of them, where there are so many.
     /// One that is young is made old instead. Each call goes on where the one before has ended, once around: what is used in
-    /// between stays (a clock, or second chance). Returns how many went; their frames are free where nothing else of their folios is mapped. `None` where somebody changes
-    /// the mappings.
+    /// between stays (a clock, or second chance). Returns how many went; their frames are free where nothing else of their folios
+    /// is mapped. `None` where somebody changes the mappings.
     ///
     /// *Locks:* tries the mmap_lock for reading; takes those of tables, one at a time. Call it with no lock held.
     ///

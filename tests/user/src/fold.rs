@@ -3,6 +3,7 @@
 
 use core::sync::atomic::{AtomicBool, Ordering};
 
+use crate::println;
 use crate::start::Environment;
 use crate::sys::{Result, raw};
 
@@ -34,6 +35,9 @@ static ASKS: AtomicBool = AtomicBool::new(false);
 /// Has [`state`] ask the kernel, where the program was given the argument `here`.
 pub fn init(environment: Environment) {
     ASKS.store(environment.arg(1) == Some(b"here"), Ordering::Relaxed);
+    if !asks() {
+        println!("without the argument `here` nobody is asked what is folded");
+    }
 }
 
 /// Whether the kernel is asked.

@@ -1,7 +1,7 @@
 //! Two processes in one address space: one reads and writes a block of memory, and reads another; the other changes whether
 //! the first may be executed, and the second written to, in parts and as wholes, until some faults have waited: for the
-//! mmap_lock, and for the lock of the table. Nothing is lost, nobody faults but for a moment, and in the end both are folded. Not under QEMU's user emulation, which has no processes that share memory and are
-//! not threads.
+//! mmap_lock, and for the lock of the table. Nothing is lost, nobody faults but for a moment, and in the end both are folded.
+//! Needs two CPUs. Not under QEMU's user emulation, which has no processes that share memory and are not threads.
 #![no_std]
 #![no_main]
 
@@ -88,7 +88,11 @@ fn main(_: Environment) -> i32 {
     let has_waited = || matches!(faults_waited(), (1.., 1..));
     while round < ROUNDS || USED.load(Ordering::Acquire) < 100 || !has_waited() {
         round += 1;
-        assert!(round < MOST_ROUNDS, "no access met a conversion: {:?}", faults_waited());
+        assert!(
+            round < MOST_ROUNDS,
+            "no access met a conversion, which takes two CPUs: {:?}",
+            faults_waited()
+        );
         let page = start + round as usize % PAGES * PAGE;
         // A permission that the other does not miss: code may be there. The block is unfolded, and folded again.
         mprotect(page, PAGE, READ_WRITE | 4).expect("mprotect");
