@@ -68,6 +68,9 @@ extern "C" fn pleat_primary(device_tree: u64, image: u64, entered_at: u64, start
     gic::init_cpu().or_fatal("interrupt controller");
     timer::init(platform.timer_intid).or_fatal("timer");
     timer::init_cpu().or_fatal("timer");
+    if let Some(uart) = &platform.console {
+        console::input::init(uart);
+    }
     // SAFETY: vectors, interrupt controller and handlers are set up, and no lock is held.
     unsafe { arch::aarch64::daif::unmask() };
     start_cpus(&platform);

@@ -22,6 +22,7 @@ use self::port::{Driver, Port};
 use crate::lock::IrqMutex;
 use crate::{cpu, timer};
 
+pub(crate) mod input;
 mod pins;
 mod port;
 

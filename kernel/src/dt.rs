@@ -9,6 +9,7 @@
 
 mod error;
 pub(crate) mod format;
+mod interrupts;
 #[cfg(test)]
 mod tests;
 
@@ -19,9 +20,10 @@ use arch::PhysAddr;
 use arrayvec::ArrayVec;
 use dtoolkit::fdt::{Fdt, FdtNode};
 use dtoolkit::standard::Reg;
-use dtoolkit::{FdtStringListIterator, Node, Property, ToCellInt};
+use dtoolkit::{FdtStringListIterator, Node, Property};
 
 pub use self::error::DtError;
+use self::interrupts::Controller;
 use crate::bootargs;
 use crate::efi_tables::EfiTables;
 use crate::platform::{Conduit, Cpu, EnableMethod, Gic, PhysRange, Platform, Reservation, Uart, UartKind};
@@ -113,11 +115,11 @@ pub fn parse(blob: &[u8]) -> Result<Platform<'_>, DtError> {
         }
         _ => "",
     };
-    let stdout = stdout(root, chosen).and_then(|path| uart(&path));
+    let stdout = stdout(root, chosen).and_then(|path| found_uart(&path));
     let console = devices.console(bootargs::console(bootargs), stdout);
     let spare_console = console.and_then(|first| devices.spare_console(first.kind));
-    let (gic, interrupt_cells) = devices.gic.ok_or(DtError::NoGic)?;
-    let timer_intid = timer_intid(&devices.timer.ok_or(DtError::NoTimer)?, interrupt_cells)?;
+    let (gic, controller) = devices.gic.ok_or(DtError::NoGic)?;
+    let timer_intid = controller.timer_intid(&devices.timer.ok_or(DtError::NoTimer)?)?;
 
     let (cpus, cpus_described) = cpus(&root)?;
     Ok(Platform {
@@ -150,10 +152,9 @@ pub fn parse(blob: &[u8]) -> Result<Platform<'_>, DtError> {
 /// What a walk over all enabled nodes finds: the first of each kind.
 #[derive(Default)]
 struct Devices<'a> {
-    /// And the cells of an interrupt specifier.
-    gic: Option<(Gic, usize)>,
+    gic: Option<(Gic, Controller)>,
     timer: Option<FdtNode<'a>>,
-    uarts: ArrayVec<Uart, { UartKind::COUNT }>,
+    uarts: ArrayVec<FoundUart<'a>, { UartKind::COUNT }>,
     /// A BCM2711's pin controller.
     pins: Option<PhysRange>,
     psci: Option<Conduit>,
@@ -180,9 +181,9 @@ impl<'a> Devices<'a> {
     fn look_at(&mut self, path: &[FdtNode<'a>], node: FdtNode<'a>) -> Result<(), DtError> {
         for compatible in strings(&node, "compatible") {
             if GIC_V2.contains(&compatible) && self.gic.is_none() {
-                self.gic = Some((gic_v2(path)?, interrupt_cells(&node)?));
+                self.gic = Some((gic_v2(path)?, Controller::read(&node)?));
             } else if compatible == "arm,gic-v3" && self.gic.is_none() {
-                self.gic = Some((gic_v3(path)?, interrupt_cells(&node)?));
+                self.gic = Some((gic_v3(path)?, Controller::read(&node)?));
             } else if compatible == "arm,armv8-timer" && self.timer.is_none() {
                 self.timer = Some(node);
             } else if PSCI.contains(&compatible) && self.psci.is_none() {
@@ -191,24 +192,26 @@ impl<'a> Devices<'a> {
                 self.pins = registers(path, 0);
             }
         }
-        if let Some(uart) = uart(path)
-            && self.uarts.iter().all(|other| other.kind != uart.kind)
+        if let Some(found) = found_uart(path)
+            && self.uarts.iter().all(|other| other.uart.kind != found.uart.kind)
         {
-            self.uarts.push(uart);
+            self.uarts.push(found);
         }
         Ok(())
     }
 
     /// The UART of the wanted kind, of which `stdout` is preferred to the first; else `stdout`; else the first of all.
-    fn console(&self, wanted: Option<UartKind>, stdout: Option<Uart>) -> Option<Uart> {
+    fn console(&self, wanted: Option<UartKind>, stdout: Option<FoundUart<'a>>) -> Option<Uart> {
         let candidates = || stdout.into_iter().chain(self.uarts.iter().copied());
-        let uart = candidates().find(|uart| Some(uart.kind) == wanted).or_else(|| candidates().next())?;
+        let FoundUart { uart, node, interrupt_parent } =
+            candidates().find(|found| Some(found.uart.kind) == wanted).or_else(|| candidates().next())?;
         let offset = match uart.kind {
             UartKind::Pl011 => UART_0,
             UartKind::MiniUart => MINI_UART,
         };
         let reaches = |pins: &PhysRange| pins.start.checked_add(offset) == Some(uart.registers.start);
-        Some(Uart { pins: self.pins.filter(reaches), ..uart })
+        let intid = self.gic.as_ref().and_then(|(_, gic)| gic.shared_intid(&node, interrupt_parent));
+        Some(Uart { pins: self.pins.filter(reaches), intid, ..uart })
     }
 
     /// The first UART that is of another kind than the console.
@@ -244,38 +247,6 @@ fn gic_v3(path: &[FdtNode<'_>]) -> Result<Gic, DtError> {
     Ok(Gic::V3 { distributor: frame(0)?, redistributors })
 }
 
-/// The cells of an interrupt specifier: a GIC's has three (kind, number, flags) or more.
-fn interrupt_cells(gic: &FdtNode<'_>) -> Result<usize, DtError> {
-    match gic.property("#interrupt-cells").map(|cells| cells.value_as::<u32>()) {
-        Some(Ok(cells @ 3..)) => Ok(cells as usize),
-        _ => Err(malformed("the interrupt controller", "#interrupt-cells")),
-    }
-}
-
-/// The virtual timer's INTID. Its interrupt is a PPI: kind 1, number 0 to 15 for INTID 16 to 31. Where
-/// the controller is named with every interrupt, it is taken for the GIC: no other has these timers.
-fn timer_intid(timer: &FdtNode<'_>, interrupt_cells: usize) -> Result<u32, DtError> {
-    const SECURE_NONSECURE_VIRTUAL: usize = 2;
-    let index = match timer.property("interrupt-names") {
-        Some(_) => strings(timer, "interrupt-names").position(|name| name == "virt"),
-        None => Some(SECURE_NONSECURE_VIRTUAL),
-    };
-    let specifier = index.and_then(|index| {
-        let (interrupts, phandle_cells) = match timer.property("interrupts-extended") {
-            Some(interrupts) => (interrupts, 1),
-            None => (timer.property("interrupts")?, 0),
-        };
-        let fields = [phandle_cells, 1, 1, interrupt_cells - 2];
-        let [_phandle, kind, number, _] = interrupts.as_prop_encoded_array(fields).ok()?.nth(index)?;
-        Some((kind.to_int::<u32>().ok()?, number.to_int::<u32>().ok()?))
-    });
-    match specifier {
-        Some((1, ppi @ 0..=15)) => Ok(16 + ppi),
-        Some((kind, number)) => Err(DtError::TimerInterrupt { kind, number }),
-        None => Err(malformed("the timer", "interrupts")),
-    }
-}
-
 fn conduit(psci: &FdtNode<'_>) -> Result<Conduit, DtError> {
     match text(psci, "method") {
         Some("hvc") => Ok(Conduit::Hvc),
@@ -284,16 +255,25 @@ fn conduit(psci: &FdtNode<'_>) -> Result<Conduit, DtError> {
     }
 }
 
-/// The UART at `path`, where there is a driver for it and its registers can be reached. Its pins are not looked for.
-fn uart(path: &[FdtNode<'_>]) -> Option<Uart> {
-    let node = path.last()?;
-    let kind = strings(node, "compatible").find_map(|compatible| match compatible {
+/// A UART as it is found, before its pins and its interrupt's controller are.
+#[derive(Clone, Copy)]
+struct FoundUart<'a> {
+    uart: Uart,
+    node: FdtNode<'a>,
+    interrupt_parent: Option<u32>,
+}
+
+/// The UART at `path`, where there is a driver for it and its registers can be reached.
+fn found_uart<'a>(path: &[FdtNode<'a>]) -> Option<FoundUart<'a>> {
+    let node = *path.last()?;
+    let kind = strings(&node, "compatible").find_map(|compatible| match compatible {
         "arm,pl011" => Some(UartKind::Pl011),
         "brcm,bcm2835-aux-uart" => Some(UartKind::MiniUart),
         _ => None,
     })?;
     let identified = node.property("arm,primecell-periphid").is_some();
-    Some(Uart { kind, registers: registers(path, 0)?, identified, pins: None })
+    let uart = Uart { kind, registers: registers(path, 0)?, identified, pins: None, intid: None };
+    Some(FoundUart { uart, node, interrupt_parent: interrupts::parent(path) })
 }
 
 /// The node that `stdout-path` names: a path, or an alias and perhaps a path below it, and after a

@@ -25,6 +25,8 @@ mod v3;
 
 /// SGIs and PPIs: the interrupts that each CPU has for itself.
 const PRIVATE: usize = 32;
+/// Those and SPIs, which all CPUs share.
+const INTERRUPTS: usize = 1020;
 
 /// The lowest priority value that every GIC signals: four bits are always there, and 0xf0 is masked
 /// where no more are.
@@ -37,7 +39,7 @@ static GIC: Once<Driver> = Once::new();
 static TARGETS: [AtomicU64; MAX_CPUS] = [const { AtomicU64::new(NO_TARGET) }; _];
 const NO_TARGET: u64 = u64::MAX;
 
-static HANDLERS: [Once<Handler>; PRIVATE] = [const { Once::new() }; _];
+static HANDLERS: [Once<Handler>; INTERRUPTS] = [const { Once::new() }; _];
 
 /// Called with the INTID in interrupt context. It makes its device withdraw the interrupt.
 pub(crate) type Handler = fn(u32);
@@ -151,7 +153,7 @@ pub(crate) fn init_cpu() -> Result<(), Error> {
     Ok(())
 }
 
-/// Makes `handler` the handler of the SGI or PPI `intid`, on all CPUs and for good.
+/// Makes `handler` the handler of the interrupt `intid`, on all CPUs and for good.
 ///
 /// # Errors
 /// [`Error::InvalidIntid`], [`Error::HandlerSet`].
@@ -178,6 +180,29 @@ pub(crate) fn enable_private(intid: u32, priority: u8) -> Result<(), Error> {
     let enabled = match gic {
         Driver::V2(gic) => gic.enable_private(id, priority),
         Driver::V3(gic) => gic.enable_private(id, priority)?,
+    };
+    if enabled { Ok(()) } else { Err(Error::CannotEnable(intid)) }
+}
+
+/// Enables the SPI `intid`, active while its level is high, with `priority`: it is taken by this CPU.
+///
+/// # Errors
+/// [`Error::NotInitialised`], [`Error::InvalidIntid`], [`Error::Priority`], [`Error::CannotEnable`]; [`Error::CpuNotReady`]
+/// where this CPU has not called [`init_cpu`].
+pub(crate) fn enable_shared(intid: u32, priority: u8) -> Result<(), Error> {
+    let gic = GIC.get().ok_or(Error::NotInitialised)?;
+    let id = IntId::try_from(intid).ok().filter(|id| id.is_spi()).ok_or(Error::InvalidIntid(intid))?;
+    if priority > LEAST_URGENT {
+        return Err(Error::Priority(priority));
+    }
+    let me = cpu::index();
+    let target = TARGETS[me].load(Ordering::Acquire);
+    if target == NO_TARGET {
+        return Err(Error::CpuNotReady(me));
+    }
+    let enabled = match gic {
+        Driver::V2(gic) => gic.enable_shared(id, priority, target),
+        Driver::V3(gic) => gic.enable_shared(id, priority, target)?,
     };
     if enabled { Ok(()) } else { Err(Error::CannotEnable(intid)) }
 }

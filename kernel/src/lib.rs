@@ -8,6 +8,7 @@
 //! Image, blob, initrd: where they are ────────────────────┘
 //!                                                         └─▶ console, interrupt controller, timer, CPUs
 //! initial RAM disk ──▶ cpio::Archive ──▶ program::Program, initial_stack::InitialStack ──▶ processes
+//! console ──▶ line::Line ──▶ their `read`
 //! ```
 //!
 //! The binary half (`main.rs` and the modules that it names) is built for `aarch64-unknown-none-softfloat` only.
@@ -21,6 +22,7 @@ pub mod efi_boot;
 pub mod efi_tables;
 pub mod glob;
 pub mod initial_stack;
+pub mod line;
 pub mod memblock;
 pub mod platform;
 pub mod program;

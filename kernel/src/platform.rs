@@ -174,6 +174,8 @@ pub struct Uart {
     pub identified: bool,
     /// The BCM2711's pin controller, where it leads pins of the board's header to this UART.
     pub pins: Option<PhysRange>,
+    /// The INTID of its interrupt, where that is shared by all CPUs (an SPI), and active while its level is high.
+    pub intid: Option<u32>,
 }
 
 /// The UARTs that have a driver.

@@ -106,7 +106,7 @@ qemu_command() {
     [[ -z $opt_dump_dtb ]] || machine+=,dumpdtb=${opt_dump_dtb//,/,,}
     # shellcheck disable=SC2054 # commas are QEMU's
     QEMU_COMMAND=("$QEMU" -machine "$machine" -cpu "$opt_cpu" -smp "$opt_smp" -m "$opt_memory"
-        -nographic -nic none -semihosting-config enable=on,target=native)
+        -display none -monitor none -serial stdio -nic none -semihosting-config enable=on,target=native)
     if [[ -n $opt_dump_dtb ]]; then
         :
     elif [[ -n $opt_image_at ]]; then

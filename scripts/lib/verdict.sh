@@ -27,20 +27,68 @@ symbol_at() {
     printf ' %s+0x%x' "$name" $(($2 - 16#$start))
 }
 
+# What a terminal sends at the end of the input (Ctrl-D): once for a line without an end, once for itself.
+readonly END_OF_INPUT=$'\004\004'
+
+# What QEMU reads; where that is a pipe, the end to write to, and what is piped in; the terminal's settings; processes to end.
+CONSOLE_INPUT='' CONSOLE_PIPE='' CONSOLE_SOURCE='' CONSOLE_SETTINGS='' CONSOLE_PIDS=()
+
+# open_console_input tests|list|init: sets CONSOLE_INPUT, from which only a program takes what there is to read.
+open_console_input() {
+    local fifo
+    if [[ $1 == init && -t 0 ]] && CONSOLE_SETTINGS=$(stty -g 2>/dev/null </dev/tty); then
+        # Opened once more: QEMU has its reads not wait, which would hold for writes to the terminal too.
+        exec {CONSOLE_INPUT}</dev/tty
+    elif [[ $1 == init ]]; then
+        { exec {CONSOLE_SOURCE}<&0; } 2>/dev/null || exec {CONSOLE_SOURCE}</dev/null
+        fifo=$OUT_DIR/console.$$
+        mkdir -p "$OUT_DIR" && mkfifo -m 600 "$fifo" || setup_error "the pipe $fifo can't be made"
+        exec {CONSOLE_PIPE}<>"$fifo" {CONSOLE_INPUT}<"$fifo"
+        rm "$fifo"
+    else
+        exec {CONSOLE_INPUT}</dev/null
+    fi
+}
+
+# feed_console: begins to send what is piped in, and its end. Called when a program is about to run: it would get lost in a
+# UART that is not set up yet, and firmware takes it for keys.
+feed_console() {
+    [[ -n $CONSOLE_PIPE ]] || return
+    {
+        cat <&"$CONSOLE_SOURCE" &
+        # Not to leave it behind: it may wait for ever.
+        trap 'kill %1 2>/dev/null' TERM
+        wait %1 && printf %s "$END_OF_INPUT"
+    } >&"$CONSOLE_PIPE" &
+    CONSOLE_PIDS+=($!)
+    exec {CONSOLE_PIPE}>&- {CONSOLE_SOURCE}<&-
+    CONSOLE_PIPE='' CONSOLE_SOURCE=''
+}
+
+# leave_console: an interrupted script must not leave its processes behind, nor a disk, nor a terminal without echo.
+leave_console() {
+    kill "${CONSOLE_PIDS[@]}" 2>/dev/null
+    [[ -z $CONSOLE_SETTINGS ]] || stty "$CONSOLE_SETTINGS" </dev/tty
+    remove_esp "$1"
+}
+
 # verdict FILE-WITH-SYMBOLS TIMEOUT tests|list|init: runs QEMU_COMMAND, prints its console and says in one line
 # what is to be thought of it. The kernel was asked to run its tests, to list them, or to run a program as init, whose status
 # then decides.
 verdict() {
     local elf=$1 limit=$2 asked=$3
     local line text frame offset console pid status started=$SECONDS deadline=$((SECONDS + $2))
-    local running='' last_words='' not_ok=0 failed=0 timed_out='' partial=''
+    local running='' last_words='' not_ok=0 failed=0 timed_out='' partial='' printed=0 patience=1
     local -a summaries=()
 
-    exec {console}< <(exec "${QEMU_COMMAND[@]}" </dev/null 2>&1)
+    # Programs ask without ending the line, and people want to read that.
+    [[ $asked != init ]] || patience=0.05
+    open_console_input "$asked"
+    exec {console}< <(exec "${QEMU_COMMAND[@]}" <&"$CONSOLE_INPUT" 2>&1)
     pid=$!
-    # An interrupted script must not leave its QEMU behind, nor the disk of it.
-    # shellcheck disable=SC2064 # the process of now is meant
-    trap "kill $pid 2>/dev/null; remove_esp ${opt_image@Q}" EXIT
+    CONSOLE_PIDS=("$pid")
+    # shellcheck disable=SC2064 # the image of now is meant
+    trap "leave_console ${opt_image@Q}" EXIT
     trap 'exit 130' INT
     trap 'exit 143' TERM
     while true; do
@@ -49,11 +97,15 @@ verdict() {
             break
         fi
         line=
-        IFS= read -r -t 1 -u "$console" line
+        IFS= read -r -t "$patience" -u "$console" line
         status=$?
         partial+=$line
-        # Above 128 the second is over and the line is not complete yet.
-        ((status <= 128)) || continue
+        # Above 128 the time is over and the line is not complete yet.
+        if ((status > 128)); then
+            [[ $asked != init ]] || printf '%s' "${partial:printed}"
+            [[ $asked != init ]] || printed=${#partial}
+            continue
+        fi
         line=$partial partial=
         # Without a newline: the end of the output.
         ((status == 0)) || [[ -n $line ]] || break
@@ -64,8 +116,10 @@ verdict() {
             text+=$(symbol_at "$frame" "$offset")
             line=$text
         fi
-        printf '%s\n' "$line"
+        printf '%s\n' "${line:printed}"
+        printed=0
         case $text in
+        'boot: '*) feed_console ;;
         '# running '*) running=${text#'# running '} ;;
         'not ok '*) not_ok=$((not_ok + 1)) ;;
         'pleat: panic: '* | 'pleat: fatal: '*) last_words=${last_words:-${text#pleat: }} ;;
@@ -73,14 +127,14 @@ verdict() {
         [[ $text =~ ^[0-9]+\ passed,\ [0-9]+\ failed$ ]] && summaries+=("$text")
     done
     if [[ -n $timed_out ]]; then
-        printf '%s' "${partial:+$partial$'\n'}"
+        printf '%s' "${partial:+${partial:printed}$'\n'}"
         kill -KILL "$pid" 2>/dev/null
     fi
     wait "$pid" 2>/dev/null
     status=$?
     trap - EXIT INT TERM
-    remove_esp "$opt_image"
-    exec {console}<&-
+    leave_console "$opt_image"
+    exec {console}<&- {CONSOLE_INPUT}<&-
 
     if [[ -n $timed_out ]]; then
         local where='before the first test was started'

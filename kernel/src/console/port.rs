@@ -1,5 +1,5 @@
 //! The UARTs that the console can be: a PL011 (DDI 0183), and the mini-UART of a Raspberry Pi (BCM2711 ARM Peripherals,
-//! chapter 2). Both only send.
+//! chapter 2). Characters with a parity or framing error, and breaks, are dropped.
 
 use core::hint::spin_loop;
 use core::ptr::NonNull;
@@ -8,7 +8,7 @@ use arch::VirtAddr;
 use arch::aarch64::probe;
 use arm_pl011_uart::{DataBits, Interrupts, LineConfig, PL011Registers, Parity, StopBits, Uart};
 use kernel::platform::{self, PhysRange, UartKind};
-use safe_mmio::fields::{ReadPure, ReadPureWrite, WriteOnly};
+use safe_mmio::fields::{ReadPure, ReadPureWrite, ReadWrite, WriteOnly};
 use safe_mmio::{UniqueMmioPointer, field, field_shared};
 
 use super::{Error, FULL_SPINS, pins};
@@ -39,6 +39,8 @@ struct LineControl {
 const FR: u64 = 0x18;
 /// UARTLCR_H: eight bits, FIFOs on; no parity and one stop bit are zeros.
 const LCR_H_8N1_FIFO: u32 = 0b11 << 5 | 1 << 4;
+/// UARTCR: the receiver is on.
+const CR_RXE: u32 = 1 << 9;
 /// UARTCR: the UART is on.
 const CR_UARTEN: u32 = 1 << 0;
 /// UARTCR: the transmitter is on.
@@ -52,8 +54,8 @@ pub(super) struct Auxiliaries {
     /// 0x04 AUX_ENABLES
     enables: ReadPureWrite<u32>,
     _reserved: [u32; 14],
-    /// 0x40 AUX_MU_IO
-    io: WriteOnly<u32>,
+    /// 0x40 AUX_MU_IO. A read takes a character.
+    io: ReadWrite<u32>,
     /// 0x44 AUX_MU_IER
     ier: ReadPureWrite<u32>,
     /// 0x48 AUX_MU_IIR
@@ -62,7 +64,7 @@ pub(super) struct Auxiliaries {
     lcr: ReadPureWrite<u32>,
     /// 0x50 AUX_MU_MCR
     _mcr: u32,
-    /// 0x54 AUX_MU_LSR. A read clears that a character was lost on receipt, which nobody asks for.
+    /// 0x54 AUX_MU_LSR. A read clears that a character was lost on receipt, which is not asked for: who sends reads it too.
     lsr: ReadPure<u32>,
     /// 0x58 AUX_MU_MSR, 0x5c AUX_MU_SCRATCH
     _others: [u32; 2],
@@ -87,12 +89,17 @@ const ENABLES_MINI_UART: u32 = 1 << 0;
 const IIR_CLEAR: u32 = 0b11 << 1;
 /// AUX_MU_LCR: eight bits.
 const LCR_8_BITS: u32 = 0b11;
+/// AUX_MU_IER: an interrupt while there is something to read. Without bits 2 and 3, which the manual says don't matter, none
+/// comes.
+const IER_RECEIVE: u32 = 0b1101;
+/// AUX_MU_LSR: there is a character to read.
+const LSR_RECEIVED: u32 = 1 << 0;
 /// AUX_MU_LSR: the FIFO takes a character.
 const LSR_ROOM: u32 = 1 << 5;
 /// AUX_MU_LSR: everything was sent.
 const LSR_IDLE: u32 = 1 << 6;
-/// AUX_MU_CNTL: the transmitter is on.
-const CNTL_TRANSMIT: u32 = 1 << 1;
+/// AUX_MU_CNTL: receiver and transmitter are on.
+const CNTL_BOTH: u32 = 0b11;
 
 /// A UART whose registers are mapped, for good. [`Driver`]s are made of it.
 #[derive(Clone, Copy)]
@@ -129,7 +136,9 @@ impl Port {
     /// The driver.
     ///
     /// # Safety
-    /// No other may be used at the same time, except that the flags, which have no side effect, may always be read.
+    /// No other may be used at the same time, except that the flags, which have no side effect, may always be read, and that
+    /// one may send while another one receives: they have no register in common but the flags, and the one for data, of which
+    /// one writes and the other reads.
     pub(super) unsafe fn driver(self) -> Driver {
         match self.kind {
             // SAFETY: mapped as device memory for ever, and aligned; the caller vouches for the rest.
@@ -165,7 +174,7 @@ impl Port {
             // The line control must not change while the UART is on.
             field!(line, lcr_h).write(LCR_H_8N1_FIFO);
         }
-        field!(line, cr).write(cr | CR_UARTEN | CR_TXE);
+        field!(line, cr).write(cr | CR_UARTEN | CR_TXE | CR_RXE);
         Ok(())
     }
 }
@@ -192,7 +201,7 @@ fn set_up_mini_uart(mut registers: UniqueMmioPointer<'_, Auxiliaries>, led: Opti
     }
     field!(registers, lcr).write(LCR_8_BITS);
     let cntl = field!(registers, cntl).read();
-    field!(registers, cntl).write(cntl | CNTL_TRANSMIT);
+    field!(registers, cntl).write(cntl | CNTL_BOTH);
 }
 
 /// Maps the registers and makes sure that they answer. The tree may give less than a whole block (the Pi's does), but none
@@ -218,7 +227,7 @@ fn map(uart: &platform::Uart) -> Result<NonNull<u8>, Error> {
     }
 }
 
-/// A UART that is written to.
+/// A UART that is written to, or read from.
 pub(super) enum Driver {
     Pl011(Uart<'static>),
     MiniUart(UniqueMmioPointer<'static, Auxiliaries>),
@@ -248,6 +257,37 @@ impl Driver {
             Self::MiniUart(registers) => {
                 let mut registers = registers.reborrow();
                 field!(registers, io).write(byte.into());
+            }
+        }
+    }
+    /// Receives a character, if there is one.
+    pub(super) fn read(&mut self) -> Option<u8> {
+        match self {
+            Self::Pl011(uart) => loop {
+                // An error takes it out of the FIFO too, as it does the first one after some that found that full.
+                if let Ok(byte) = uart.read_word() {
+                    return byte;
+                }
+            },
+            Self::MiniUart(registers) => {
+                let mut registers = registers.reborrow();
+                let received = field_shared!(registers, lsr).read() & LSR_RECEIVED != 0;
+                received.then(|| field!(registers, io).read() as u8)
+            }
+        }
+    }
+
+    /// Whether there is an interrupt while something can be received.
+    pub(super) fn listen(&mut self, listen: bool) {
+        match self {
+            Self::Pl011(uart) => {
+                // When a part of the FIFO is full, and when the line is quiet while it is not empty.
+                let received = Interrupts::RXI | Interrupts::RTI;
+                uart.set_interrupt_masks(if listen { received } else { Interrupts::empty() });
+            }
+            Self::MiniUart(registers) => {
+                let mut registers = registers.reborrow();
+                field!(registers, ier).write(if listen { IER_RECEIVE } else { 0 });
             }
         }
     }

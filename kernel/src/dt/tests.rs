@@ -19,7 +19,8 @@ fn range(base: u64, size: u64) -> PhysRange {
 }
 
 fn pl011(base: u64, size: u64) -> Option<Uart> {
-    Some(Uart { kind: UartKind::Pl011, registers: range(base, size), identified: false, pins: None })
+    let registers = range(base, size);
+    Some(Uart { kind: UartKind::Pl011, registers, identified: false, pins: None, intid: None })
 }
 
 /// CPUs 0 to `count`, all started by PSCI.
@@ -46,7 +47,7 @@ fn qemu_virt_with_gicv2() {
     let gic =
         Gic::V2 { distributor: range(0x800_0000, 0x1_0000), cpu_interface: range(0x801_0000, 0x1_0000) };
     assert_eq!(platform.gic, gic);
-    assert_eq!(platform.console, pl011(0x900_0000, 0x1000));
+    assert_eq!(platform.console, pl011(0x900_0000, 0x1000).map(|uart| Uart { intid: Some(33), ..uart }));
     assert_eq!(platform.timer_intid, 27);
 }
 
@@ -57,7 +58,7 @@ fn qemu_virt_with_gicv3_at_el2() {
     assert_eq!((platform.cpus.to_vec(), platform.cpus_described), (psci_cpus(8), 8));
     assert_eq!(platform.psci, Some(Conduit::Smc));
     assert_eq!(platform.gic, gic3(0xf6_0000));
-    assert_eq!(platform.console, pl011(0x900_0000, 0x1000));
+    assert_eq!(platform.console, pl011(0x900_0000, 0x1000).map(|uart| Uart { intid: Some(33), ..uart }));
     assert_eq!(platform.timer_intid, 27);
 }
 
@@ -121,6 +122,7 @@ fn raspberry_pi_4() {
         registers: range(0xfe21_5040, 0x40),
         identified: false,
         pins: Some(range(0xfe20_0000, 0xb4)),
+        intid: Some(32 + 93),
     };
     assert_eq!(platform.console, Some(mini_uart));
     assert_eq!(platform.timer_intid, 27);

@@ -180,6 +180,23 @@ impl GicV2 {
         field_shared!(*gicd, isenabler).get(0).is_some_and(|word| word.read() & 1 << intid != 0)
     }
 
+    /// Enables a shared interrupt for the CPU interfaces with bits in `target`; `false` where it is not implemented.
+    pub(super) fn enable_shared(&self, id: IntId, priority: u8, target: u64) -> bool {
+        let intid = id.raw_value() as usize;
+        let mut guard = self.gicd.lock();
+        let gicd = &mut *guard;
+        field!(*gicd, ipriorityr).get(intid).expect("an INTID is below 1024").write(priority);
+        // Read as zero and ignored where there is but one CPU interface.
+        field!(*gicd, itargetsr).get(intid).expect("an INTID is below 1024").write(target as u8);
+        // Two bits for each interrupt, of which the upper one is set for edges.
+        let level = field_shared!(*gicd, icfgr).get(intid / 16).map_or(0, |word| word.read());
+        write(field!(*gicd, icfgr), intid / 16, level & !(0b10 << (2 * (intid % 16))));
+        write(field!(*gicd, isenabler), intid / 32, 1 << (intid % 32));
+        field_shared!(*gicd, isenabler)
+            .get(intid / 32)
+            .is_some_and(|word| word.read() & 1 << (intid % 32) != 0)
+    }
+
     /// Disables an interrupt: on this CPU if it is private.
     pub(super) fn disable(&self, intid: u32) -> Result<(), Error> {
         let mut guard = self.gicd.lock();

@@ -12,7 +12,7 @@ use arm_gic::gicv3::registers::{Gicd, GicdCtlr, Gicr, GicrSgi};
 use arm_gic::gicv3::{
     GicCpuInterface, GicDistributor, GicError, GicRedistributor, SgiTarget, SgiTargetGroup,
 };
-use arm_gic::{IntId, InterruptGroup};
+use arm_gic::{IntId, InterruptGroup, Trigger};
 use arrayvec::ArrayVec;
 use kernel::platform::{Cpu, MAX_CPUS, PhysRange};
 use safe_mmio::{SharedMmioPointer, UniqueMmioPointer, field, field_shared};
@@ -134,6 +134,16 @@ impl GicV3 {
             let enabled = field_shared!(sgi, isenabler).get(0).map_or(0, |word| word.read());
             Ok(enabled & 1 << id.raw_value() != 0)
         })
+    }
+
+    /// Enables a shared interrupt for the CPU whose affinity is `target`; `false` where it is not implemented.
+    pub(super) fn enable_shared(&self, id: IntId, priority: u8, target: u64) -> Result<bool, Error> {
+        let mut distributor = self.distributor.lock();
+        distributor.set_interrupt_priority(id, priority).map_err(Error::Driver)?;
+        distributor.set_trigger(id, Trigger::Level).map_err(Error::Driver)?;
+        distributor.set_routing(id, Some(target)).map_err(Error::Driver)?;
+        distributor.enable_interrupt(id, true).map_err(Error::Driver)?;
+        Ok(id.spi_index().is_some_and(|index| index < distributor.typer().num_spis() as usize))
     }
 
     /// Disables an interrupt: on this CPU if it is private.

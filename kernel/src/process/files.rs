@@ -9,7 +9,7 @@ use mm::{Errno, File};
 use spin::Mutex;
 
 use super::initramfs::{self, Node, OpenFile};
-use super::{Task, uaccess};
+use super::{Task, tty, uaccess};
 use crate::{console, heap};
 
 /// The most descriptors of a process.
@@ -23,7 +23,7 @@ pub(crate) const MAX_COUNT: u64 = 0x7fff_f000;
 
 /// What a descriptor stands for.
 enum Open {
-    /// Descriptors 0 to 2 at first. There is nothing to read from it: the end of the file.
+    /// Descriptors 0 to 2 at first.
     Console,
     /// A file and the offset at which it is read next.
     File(OpenFile, Mutex<u64>),
@@ -175,7 +175,7 @@ pub(crate) fn read(task: &Arc<Task>, fd: u64, buffer: u64, count: u64) -> Result
     let open = open_file(task, fd)?;
     expect_user(buffer, count)?;
     match &*open {
-        Open::Console => Ok(0),
+        Open::Console => tty::read(task, buffer, count),
         Open::Directory(_) => Err(Errno::EISDIR),
         Open::File(file, offset) => {
             // Who shares the offset reads what follows; a fault in between is no reason to wait, so it is not locked.

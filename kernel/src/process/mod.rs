@@ -22,6 +22,7 @@ pub(crate) mod space;
 pub(crate) mod stack;
 pub(crate) mod syscall;
 pub(crate) mod trap;
+pub(crate) mod tty;
 pub(crate) mod uaccess;
 
 use alloc::sync::Arc;

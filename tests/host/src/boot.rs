@@ -4,9 +4,11 @@ use std::env;
 use std::ffi::{OsStr, OsString};
 use std::fmt;
 use std::fs;
+use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::process::{self, Command, Stdio};
+use std::process::{self, Command, Output, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
 
 use crate::ktap::{KtapError, Report};
 
@@ -120,6 +122,7 @@ impl Drop for Scratch {
 #[derive(Clone, Debug, Default)]
 pub struct Boot {
     options: Vec<OsString>,
+    input: Vec<u8>,
 }
 
 impl Boot {
@@ -151,6 +154,13 @@ impl Boot {
         self
     }
 
+    /// What is piped in: nothing, without this.
+    #[must_use]
+    pub fn input(mut self, bytes: &[u8]) -> Self {
+        self.input = bytes.to_vec();
+        self
+    }
+
     /// Runs the script to its end.
     ///
     /// # Panics
@@ -158,8 +168,8 @@ impl Boot {
     pub fn run(&self) -> Outcome {
         let script = source_root().join("scripts/run");
         let mut command = Command::new(&script);
-        command.args(&self.options).stdin(Stdio::null());
-        let output = command.output().unwrap_or_else(|error| panic!("{}: {error}", script.display()));
+        command.args(&self.options);
+        let output = output_for(&mut command, &self.input);
         let words: Vec<_> = self.options.iter().map(|word| word.to_string_lossy()).collect();
         Outcome {
             command: format!("scripts/run {}", words.join(" ")),
@@ -183,6 +193,21 @@ impl Boot {
         }
         panic!("`{last}` was not said: {self:?}");
     }
+}
+
+/// Runs a command to its end, with `input` piped in.
+///
+/// # Panics
+/// Where it can't be started.
+pub fn output_for(command: &mut Command, input: &[u8]) -> Output {
+    let pipes = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = pipes.spawn().unwrap_or_else(|error| panic!("{command:?}: {error}"));
+    let mut pipe = child.stdin.take().expect("it was asked for");
+    thread::scope(|scope| {
+        // Who ends without having read all of it is no error here.
+        scope.spawn(move || pipe.write_all(input));
+        child.wait_with_output().unwrap_or_else(|error| panic!("{command:?}: {error}"))
+    })
 }
 
 /// What came of a call of `scripts/run`.

@@ -45,6 +45,19 @@ fn memory(outcome: &Outcome) -> (u64, u64) {
     (kib[0], kib[2])
 }
 
+/// Firmware, which looks for keys, gets none of it.
+#[test]
+fn what_is_typed_is_for_the_program() {
+    for firmware in ["edk2", "u-boot"] {
+        let boot = Boot::kernel().option("--firmware", firmware).option("--args", "init=/bin/lines");
+        let outcome = boot.input(b"one\ntwo\n").run();
+        was_left(&outcome, 1);
+        assert!(outcome.verdict().contains("PASSED: init ended with status 0"), "{outcome}");
+        let program: Vec<_> = outcome.lines().skip_while(|&line| line != "one").take(5).collect();
+        assert_eq!(program, ["one", "1: one", "two", "2: two", "the end, after 0 bytes: "], "{outcome}");
+    }
+}
+
 #[test]
 fn load_options_are_boot_arguments() {
     for firmware in ["edk2", "u-boot"] {

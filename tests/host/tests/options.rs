@@ -186,7 +186,7 @@ fn help_names_every_option() {
 fn print_shows_the_defaults() {
     let command = printed(Boot::new());
     let expected = "qemu-system-aarch64 -machine virt,gic-version=3 -cpu max -smp 4 -m 1G \
-                    -nographic -nic none -semihosting-config enable=on,target=native -kernel ";
+                    -display none -monitor none -serial stdio -nic none -semihosting-config enable=on,target=native -kernel ";
     assert!(command.starts_with(expected), "{command}");
     assert!(command.ends_with("/pleat/selftest/Image\n"), "{command}");
 }

@@ -3,7 +3,7 @@
 
 use std::process::Command;
 
-use pleat_host_tests::boot::{Boot, Outcome, Scratch, bare_image, kernel_image, program};
+use pleat_host_tests::boot::{Boot, Outcome, Scratch, bare_image, kernel_image, output_for, program};
 use pleat_host_tests::cpio::Cpio;
 
 fn boot(args: &str) -> Boot {
@@ -57,6 +57,68 @@ same_on_linux! {
     faults_is_the_same_on_linux: "faults";
     folds_is_the_same_on_linux: "folds";
     contpte_is_the_same_on_linux: "contpte";
+}
+
+/// Lines that are read come to the program as they do by a pipe on Linux; the console shows each before. More of them than
+/// there is room for at once.
+#[test]
+fn what_is_typed_is_read_by_lines() {
+    let mut input: String = (0..2000).map(|number| format!("line {number}\n")).collect();
+    input += &format!("\n{}\nthe end", "long ".repeat(150));
+    let linux = output_for(Command::new("qemu-aarch64").arg(program("lines")), input.as_bytes());
+    assert!(linux.status.success(), "{linux:?}");
+    let linux = String::from_utf8(linux.stdout).expect("text");
+    let (lines, end) = linux.trim_end().rsplit_once('\n').expect("many lines");
+    let shown = input.lines().zip(lines.lines()).flat_map(|(typed, printed)| [typed, printed]);
+    // The last one has no end, and so has what the console shows.
+    let end = format!("the end{end}");
+    let expected: Vec<_> = shown.chain([&*end]).collect();
+    for boot in [boot("init=/bin/lines"), boot("init=/bin/lines").option("--gic", "2").option("--el", "2")] {
+        let outcome = boot.input(input.as_bytes()).run();
+        passed(&outcome);
+        assert_eq!(printed(&outcome), expected, "{outcome}");
+    }
+}
+
+/// Each line goes to one of two processes that read at once, as a whole.
+#[test]
+fn what_is_typed_is_read_once() {
+    const LINES: u64 = 1000;
+    let input: String = (0..LINES).map(|number| format!("{number}\n")).collect();
+    let outcome = boot("init=/bin/lines two").input(input.as_bytes()).run();
+    passed(&outcome);
+    let read: Vec<(u64, u64)> = outcome
+        .lines()
+        .filter_map(|line| line.split_once(" lines, of the sum "))
+        .map(|(lines, sum)| (lines.parse().expect("a number"), sum.parse().expect("a number")))
+        .collect();
+    assert_eq!(read.len(), 2, "{outcome}");
+    assert_eq!(read[0].0 + read[1].0, LINES, "{outcome}");
+    assert_eq!(read[0].1 + read[1].1, LINES * (LINES - 1) / 2, "{outcome}");
+}
+
+#[test]
+fn who_waits_for_input_ends_with_init() {
+    let outcome = boot("init=/bin/lines left").run();
+    passed(&outcome);
+    assert_eq!(printed(&outcome), ["waits"], "{outcome}");
+}
+
+#[test]
+fn what_is_typed_can_be_taken_back() {
+    let outcome = boot("init=/bin/lines").input(b"wrong\x15rigth\x7f\x7fht\r\x04").run();
+    passed(&outcome);
+    let back = "\u{8} \u{8}";
+    let shown = format!("wrong{}rigth{}ht", back.repeat(5), back.repeat(2));
+    assert_eq!(printed(&outcome), [&shown, "1: right", "the end, after 0 bytes: "], "{outcome}");
+}
+
+/// Nothing is piped in: the input is at its end.
+#[test]
+fn a_console_without_input_is_at_its_end() {
+    let outcome = boot("init=/bin/lines").run();
+    passed(&outcome);
+    assert_eq!(printed(&outcome), ["the end, after 0 bytes: "], "{outcome}");
 }
 
 #[test]

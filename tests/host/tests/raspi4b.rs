@@ -72,6 +72,33 @@ fn the_mini_uart_is_a_console() {
     }
 }
 
+#[test]
+fn what_is_typed_is_read_by_either_uart() {
+    for console in ["ttyAMA0", "ttyS0"] {
+        let args = format!("console={console} init=/bin/lines loglevel=error");
+        let input: String = (0..500).map(|number| format!("line {number}\n")).collect();
+        let outcome = pi().option("--args", args).input(input.as_bytes()).run();
+        assert!(outcome.verdict().contains("PASSED: init ended with status 0"), "{outcome}");
+        for number in 0..500 {
+            let printed = format!("{}: line {number}", number + 1);
+            assert!(outcome.lines().any(|line| line == printed), "{printed}\n{outcome}");
+        }
+    }
+}
+
+/// An interrupt that is an edge is none that the kernel takes from a UART.
+#[test]
+fn a_console_whose_interrupt_is_not_known_is_at_its_end() {
+    let tree = tree().property("/soc/serial@7e201000", "interrupts", cells(&[0, 121, 1]));
+    let scratch = Scratch::new();
+    let boot = pi().option("--dtb", scratch.write("tree.dtb", &tree.to_dtb()));
+    let outcome = boot.option("--args", "init=/bin/lines").input(b"one\n").run();
+    assert!(outcome.verdict().contains("PASSED: init ended with status 0"), "{outcome}");
+    let warning = "warning: console: its interrupt is not known, so that nothing can be read";
+    assert!(outcome.console.contains(warning), "{outcome}");
+    assert!(outcome.lines().any(|line| line == "the end, after 0 bytes: "), "{outcome}");
+}
+
 /// With nothing where the tree says that UART 0 is, the reason is said on the mini-UART. QEMU is led there by the first
 /// word; the second is the kernel's.
 #[test]

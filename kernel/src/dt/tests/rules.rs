@@ -388,6 +388,7 @@ fn the_console_is_what_the_boot_arguments_ask_for() {
         registers: range(0x1_9040, 0x40),
         identified: false,
         pins: Some(range(0x4000, 0xb4)),
+        intid: None,
     };
     let first = pl011(0x5000, 0x100).map(|uart| Uart { pins: mini.pins, ..uart });
     // Another than the one that the pins lead to.
@@ -411,6 +412,47 @@ fn the_console_is_what_the_boot_arguments_ask_for() {
     let older =
         tree.child(node("pins").text("compatible", "brcm,bcm2835-gpio").cells("reg", &[0x4000, 0xb4]));
     assert_eq!(console(&older, "console=ttyS0", ""), Some(Uart { pins: None, ..mini }));
+}
+
+#[test]
+fn the_interrupt_of_the_console_is_shared_and_the_gics() {
+    const GIC: u32 = 7;
+    let gic = |cells| move |gic: Tree| gic.cells("phandle", &[GIC]).cells("#interrupt-cells", &[cells]);
+    let intid = |tree: Tree| read(tree, |platform| platform.console.and_then(|uart| uart.intid));
+    let named = |parent: u32, interrupts: &[u32]| {
+        let uart = uart("uart", 0x5000).cells("interrupt-parent", &[parent]).cells("interrupts", interrupts);
+        intid(machine().edit("gic", gic(3)).child(uart))
+    };
+    assert_eq!(named(GIC, &[0, 121, 4]), Ok(Some(153)));
+    // Of several the first; the mask of CPUs in a GICv2's flags does not matter.
+    assert_eq!(named(GIC, &[0, 0, 0xf04, 0, 5, 4]), Ok(Some(32)));
+    assert_eq!(named(GIC, &[0, 987, 4]), Ok(Some(1019)));
+    for not_taken in [&[0, 988, 4], &[1, 10, 4], &[2, 1, 4], &[0, 1, 1], &[0, 1, 8]] {
+        assert_eq!(named(GIC, not_taken), Ok(None), "{not_taken:?}");
+    }
+    assert_eq!(named(GIC, &[0, 1]), Ok(None));
+    assert_eq!(named(GIC + 1, &[0, 121, 4]), Ok(None), "of another controller");
+
+    // The nearest parent that is named counts, and a controller in the interrupt itself before all.
+    let bus = |parent: u32, uart: Tree| {
+        node("bus").bus(1, 1).bytes("ranges", &[]).cells("interrupt-parent", &[parent]).child(uart)
+    };
+    let plain = uart("uart", 0x5000).cells("interrupts", &[0, 121, 4]);
+    let extended = |controller| uart("uart", 0x5000).cells("interrupts-extended", &[controller, 0, 121, 4]);
+    let with = |bus: Tree| intid(machine().edit("gic", gic(3)).cells("interrupt-parent", &[GIC]).child(bus));
+    assert_eq!(with(bus(GIC, plain.clone())), Ok(Some(153)));
+    assert_eq!(with(bus(1, plain.clone())), Ok(None));
+    assert_eq!(with(bus(1, plain.clone().cells("interrupt-parent", &[GIC]))), Ok(Some(153)));
+    assert_eq!(with(bus(1, extended(GIC))), Ok(Some(153)));
+    assert_eq!(with(bus(GIC, extended(1))), Ok(None));
+    assert_eq!(with(node("bus").bus(1, 1).bytes("ranges", &[]).child(plain.clone())), Ok(Some(153)));
+    // Nobody says whose it is.
+    assert_eq!(intid(machine().child(plain)), Ok(None));
+    // A specifier of four cells.
+    let four = uart("uart", 0x5000).cells("interrupt-parent", &[GIC]).cells("interrupts", &[0, 121, 4, 9]);
+    let tree = machine().edit("gic", gic(4)).child(four);
+    let timer = [1, 13, 8, 0, 1, 14, 8, 0, 1, 11, 8, 0];
+    assert_eq!(intid(tree.edit("timer", |node| node.cells("interrupts", &timer))), Ok(Some(153)));
 }
 
 #[test]
