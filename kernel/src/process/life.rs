@@ -145,7 +145,7 @@ mod flags {
 pub(crate) fn clone(task: &Arc<Task>, frame: &TrapFrame, args: [u64; 6]) -> Result<u64, Errno> {
     use flags::*;
     let [flags, stack, parent_tid, tls, child_tid, _] = args;
-    if flags & !SUPPORTED != 0 || flags & CSIGNAL > 64 {
+    if flags & !SUPPORTED != 0 {
         return Err(Errno::EINVAL);
     }
     let has = |flag| flags & flag != 0;
@@ -166,6 +166,7 @@ pub(crate) fn clone(task: &Arc<Task>, frame: &TrapFrame, args: [u64; 6]) -> Resu
     let begin = Begin {
         pid,
         parent: task.pid,
+        // Any number, as on Linux: what is no signal is not sent.
         exit_signal: (flags & CSIGNAL) as u8,
         clear_child_tid: if has(CLONE_CHILD_CLEARTID) { child_tid } else { 0 },
         thread_pointer: if has(CLONE_SETTLS) { tls } else { arch::aarch64::task::thread_pointer() },
