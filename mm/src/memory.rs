@@ -26,6 +26,15 @@ pub trait PhysMem: Sync {
     fn read(&self, folio: &Folio<'_>, offset: u64, into: &mut [u8]);
     /// Writes from an offset in a folio on.
     fn write(&self, folio: &Folio<'_>, offset: u64, from: &[u8]);
+
+    /// Lets others run on this CPU, if it is time: called again and again by what takes long, with mmap_locks held, and no other
+    /// lock. A kernel that preempts itself, and a test, need nothing.
+    fn cond_resched(&self) {}
+    /// Lets others run on this CPU: called again and again by who waits for an mmap_lock. It may be held by a task that this CPU
+    /// has to run before it is released, where [`Self::cond_resched`] lets others run.
+    fn relax(&self) {
+        core::hint::spin_loop();
+    }
 }
 
 /// Tables that are given back: those of user address spaces.

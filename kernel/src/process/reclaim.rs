@@ -66,7 +66,7 @@ fn reclaim() -> bool {
                 LAST.store(id, Ordering::Relaxed);
                 match space.reclaim(BATCH - taken) {
                     Some(pages) => taken += pages,
-                    // Who changes its mappings is on another CPU, and waits for nothing that is held here.
+                    // Who changes its mappings waits for nothing that is held here, and could run meanwhile.
                     None => busy = true,
                 }
                 if taken >= BATCH {

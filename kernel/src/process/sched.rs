@@ -10,7 +10,7 @@
 //!
 //! A CPU runs a task from its own stack, and comes back to it when the task's slice ends: only then, with the task's
 //! context saved, is the task put where another CPU may take it. The kernel itself is not preempted: an interrupt that is
-//! taken from EL1 returns there.
+//! taken from EL1 returns there; what takes long calls [`cond_resched`].
 
 use alloc::collections::VecDeque;
 use alloc::sync::Arc;
@@ -28,7 +28,7 @@ use super::stack::MAX_TASKS;
 use super::{Task, life};
 use crate::lock::IrqMutex;
 use crate::user::Loaded;
-use crate::{cpu, features, smp, timer};
+use crate::{cpu, features, smp, timer, trap};
 
 /// What becomes of a task that leaves its CPU.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -58,10 +58,12 @@ struct PerCpu {
     /// The task, or null. The CPU holds a reference meanwhile.
     current: AtomicPtr<Task>,
     outcome: Cell<Outcome>,
+    /// The counter when the task's slice ends. What the task does in the kernel may go on until it looks.
+    slice_end: Cell<u64>,
     loaded: UnsafeCell<Option<Loaded<Space>>>,
 }
 
-// SAFETY: each is used by its own CPU only, with interrupts masked; `current` is atomic.
+// SAFETY: each is used by its own CPU only, with interrupts masked, or not by their handlers; `current` is atomic.
 unsafe impl Sync for PerCpu {}
 
 static CPUS: [PerCpu; MAX_CPUS] = [const {
@@ -69,6 +71,7 @@ static CPUS: [PerCpu; MAX_CPUS] = [const {
         own: UnsafeCell::new(Context::new()),
         current: AtomicPtr::new(ptr::null_mut()),
         outcome: Cell::new(Outcome::Yield),
+        slice_end: Cell::new(0),
         loaded: UnsafeCell::new(None),
     }
 }; MAX_CPUS];
@@ -169,6 +172,7 @@ pub(crate) fn run_next() -> bool {
         // SAFETY: as above.
         unsafe { registers.fp.load() };
     }
+    me.slice_end.set(timer::now() + timer::frequency() / timer::TICK_HZ);
     let own_stack = cpu::set_stack_base(task.stack.base());
     me.current.store(Arc::as_ptr(&task).cast_mut(), Ordering::Relaxed);
     // SAFETY: interrupts are masked. The task's context was saved when it left a CPU, or it is new; its stack is its own.
@@ -198,7 +202,7 @@ pub(crate) fn run_next() -> bool {
     true
 }
 
-/// Leaves the CPU, as the task that it runs. Returns when the task goes on, perhaps on another CPU. No lock may be held.
+/// Leaves the CPU, as the task that it runs. Returns when the task goes on, perhaps on another CPU. No lock may be held but mmap_locks.
 ///
 /// # Panics
 /// Where this CPU runs no task.
@@ -212,6 +216,30 @@ pub(crate) fn switch_out(outcome: Outcome) {
         // which has also kept the bounds of its stack; they are not looked at before it has set them.
         unsafe { task::switch((*task).context.get(), me.own.get()) };
     });
+}
+
+/// Whether this is a task that may leave its CPU here.
+fn may_switch() -> bool {
+    // The kernel is not preempted, so that a task is not moved to another CPU between the two.
+    !daif::is_masked() && !trap::in_interrupt() && runs_a_task()
+}
+
+/// Lets others run, if this is a task whose slice has ended. Called with no lock held but those that are waited for by
+/// [`relax`]: who spins for another would do so for ever, on the CPU that has to run who has it.
+pub(crate) fn cond_resched() {
+    if may_switch() && timer::now() >= CPUS[cpu::index()].slice_end.get() {
+        switch_out(Outcome::Yield);
+    }
+}
+
+/// Lets others run, if this is a task: called again and again by who waits for a lock that may be held across
+/// [`cond_resched`].
+pub(crate) fn relax() {
+    if may_switch() {
+        switch_out(Outcome::Yield);
+    } else {
+        core::hint::spin_loop();
+    }
 }
 
 /// Waits for [`unpark`], or until the counter has the value `deadline`.

@@ -14,6 +14,7 @@ use mm::frame::Folio;
 use mm::{AddressSpace, Errno, Memory, Mm, PhysMem, TableAlloc, ThpPolicy, UserTables, VA_BITS};
 use spin::{Mutex, Once};
 
+use super::sched;
 use super::stack::MAX_TASKS;
 use crate::user::{self, UserMm, UserRoot};
 use crate::vm::{GRANULE, PAGE};
@@ -180,6 +181,14 @@ impl PhysMem for Contents {
         let to = place(folio, offset, from.len() as u64);
         // SAFETY: as above.
         unsafe { ptr::copy_nonoverlapping(from.as_ptr(), to, from.len()) };
+    }
+
+    fn cond_resched(&self) {
+        sched::cond_resched();
+    }
+
+    fn relax(&self) {
+        sched::relax();
     }
 }
 

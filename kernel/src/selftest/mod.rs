@@ -97,6 +97,10 @@ const TESTS: &[Test] = &[
         seconds: 120,
         ..Test::on_request("process.each_allocation_fails_on_request", process::each_allocation_fails)
     },
+    Test {
+        seconds: 120,
+        ..Test::on_request("process.long_calls_on_request", process::long_calls_let_others_run)
+    },
     Test::on_request("harness.fails_on_request", bad_ends::fails),
     Test::on_request("harness.panics_on_request", bad_ends::panics),
     Test::on_request("harness.panics_elsewhere_on_request", bad_ends::panics_elsewhere),

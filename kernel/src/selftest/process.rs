@@ -59,6 +59,8 @@ programs! {
     folds: "folds", "here";
     contpte: "contpte", "here";
     populate: "populate";
+    /// On one slow CPU: all is given back, as the harness looks.
+    long_calls_let_others_run: "long";
     /// Each allocation of a process fails, one after another: all is given back, as the harness looks.
     each_allocation_fails: "denied";
 }

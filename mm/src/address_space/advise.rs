@@ -205,7 +205,7 @@ impl<'m, M: Mmu> AddressSpace<'m, M> {
     /// Gives pages back that were advised `MADV_FREE` and not written since: at least `pages` of them, where there are so many.
     /// One that is young is made old instead. Each call goes on where the one before has ended, once around: what is used in
     /// between stays (a clock, or second chance). Returns how many went; their frames are free where nothing else of their folios
-    /// is mapped. `None` where somebody changes the mappings.
+    /// is mapped. `None` where somebody changes the mappings, after others could run.
     ///
     /// *Locks:* tries the mmap_lock for reading; takes those of tables, one at a time. Call it with no lock held.
     ///
@@ -213,7 +213,10 @@ impl<'m, M: Mmu> AddressSpace<'m, M> {
     /// invalidation, which is not waited for: what a TLB still holds goes unnoticed until it is gone.
     pub fn reclaim(&self, pages: u64) -> Option<u64> {
         // Not after those who wait to write: they may wait for who wants the memory.
-        let map = self.map.try_read()?;
+        let Some(map) = self.map.try_read() else {
+            self.memory.contents().relax();
+            return None;
+        };
         let hand = self.reclaim_from.load(Ordering::Relaxed);
         let mut reclaimed = 0;
         for part in [hand..TASK_SIZE, 0..hand] {

@@ -13,7 +13,8 @@
 //!                           ptep ─▶ contpte ─▶ raw
 //! ```
 //!
-//! Lock order: mmap_lock, then that of a last-level table, then the frame allocator's.
+//! Lock order: mmap_lock, then that of a last-level table, then the frame allocator's. Who has the mmap_lock may leave its CPU
+//! to others between two tables; who waits for it lets others run.
 
 mod advise;
 mod fault;
@@ -181,18 +182,23 @@ impl<'m, M: Mmu> AddressSpace<'m, M> {
     /// The mmap_lock for writing.
     fn write_map(&self) -> RwLockWriteGuard<'_, Map<'m>> {
         self.writers.fetch_add(1, Ordering::Relaxed);
-        let map = self.map.write();
+        let map = self.wait_for(|| self.map.try_write());
         self.writers.fetch_sub(1, Ordering::Relaxed);
         map
     }
 
     /// The mmap_lock for reading, after those who wait to write: readers could take turns for ever.
     fn read_map(&self) -> RwLockReadGuard<'_, Map<'m>> {
+        self.wait_for(|| self.try_read_map())
+    }
+
+    /// Waits until `try_lock` has the mmap_lock. Who has it may have left its CPU, perhaps this one, to others.
+    fn wait_for<T>(&self, try_lock: impl Fn() -> Option<T>) -> T {
         loop {
-            if let Some(map) = self.try_read_map() {
+            if let Some(map) = try_lock() {
                 return map;
             }
-            core::hint::spin_loop();
+            self.memory.contents().relax();
         }
     }
 

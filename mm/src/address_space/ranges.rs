@@ -42,7 +42,7 @@ impl<'m, M: Mmu> AddressSpace<'m, M> {
     pub(super) const TABLE: u64 = M::GRANULE.level_size(LAST_LEVEL - 1);
 
     /// Calls `act` with each last-level table there is that translates some of `range`, locked, and what it translates of it.
-    /// What is owed is flushed before its lock is released.
+    /// What is owed is flushed before its lock is released. Others may run on this CPU before each.
     pub(super) fn for_each_table<E>(
         &self,
         range: &Range<u64>,
@@ -50,6 +50,7 @@ impl<'m, M: Mmu> AddressSpace<'m, M> {
     ) -> Result<(), E> {
         let mut va = range.start;
         while va < range.end {
+            self.memory.contents().cond_resched();
             // Mostly there is one.
             let mut guard = match self.mm.lock_present_table(VirtAddr::new(va)) {
                 Some(guard) => guard,

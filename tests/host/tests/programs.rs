@@ -155,6 +155,15 @@ fn who_populates_memory_lets_others_run() {
     passed(&boot("init=/bin/populate").option("--smp", "1").run());
 }
 
+/// The same of what else takes long: on a CPU of which each instruction takes 32 ns, so that it does on every machine.
+#[test]
+fn long_calls_let_others_run() {
+    let name = "process.long_calls_on_request";
+    let boot = boot(&format!("selftest={name} loglevel=error"));
+    let outcome = boot.option("--smp", "1").option("--qemu", "-icount shift=5,sleep=off").run();
+    assert_eq!(outcome.passed().names(), [name]);
+}
+
 /// Who asks for more memory than there is is killed, and nobody else.
 #[test]
 fn memory_that_is_all_used_kills_who_asked() {
