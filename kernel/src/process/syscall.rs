@@ -81,6 +81,8 @@ fn perform(task: &Arc<Task>, frame: &mut TrapFrame) -> Result<u64, Errno> {
         #[cfg(feature = "selftest")]
         memory::FAULTS_WAITED => Ok(memory::faults_waited(task)),
         #[cfg(feature = "selftest")]
+        memory::MEMORY_USED => Ok(memory::memory_used()),
+        #[cfg(feature = "selftest")]
         injection::FAIL_NTH => Ok(injection::fail_nth(task, a0, a1)),
         _ => {
             MISSING[(number as usize).min(NUMBERS)].fetch_add(1, Ordering::Relaxed);

@@ -148,13 +148,13 @@ fn run(context: &Context<'_>, number: usize, test: &Test) {
 
 /// Memory in use, so that what a test did not give back is noticed.
 #[derive(Debug)]
-struct Use {
-    frames: u64,
-    heap_bytes: usize,
+pub(crate) struct Use {
+    pub(crate) frames: u64,
+    pub(crate) heap_bytes: usize,
 }
 
 impl Use {
-    fn now() -> Self {
+    pub(crate) fn now() -> Self {
         let counts = memory::frames().counts();
         // The heap and the kernel's own tables may grow, and keep what they have.
         let kept = heap::frames() + memory::allocated_for_good();

@@ -218,6 +218,13 @@ pub fn faults_waited() -> (u32, u32) {
     (both as u32, (both >> 32) as u32)
 }
 
+/// Frames that processes have, and bytes of the kernel's heap. Only the kernel's self-tests have this call.
+pub fn memory_used() -> (u32, u32) {
+    const MEMORY_USED: usize = 0x05ed;
+    let both = raw(MEMORY_USED, &[]).expect("the kernel has self-tests");
+    ((both >> 32) as u32, both as u32)
+}
+
 /// Makes an allocation fail that the process asks for, of memory or of the kernel's: that after the next `n`, and all behind it
 /// where `for_good`. Only the kernel's self-tests have this call.
 pub fn fail_nth(n: usize, for_good: bool) -> bool {

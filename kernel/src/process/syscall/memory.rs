@@ -126,6 +126,17 @@ pub(super) fn faults_waited(task: &Arc<Task>) -> u64 {
     count(FaultsWaitedForTable) << 32 | count(FaultsWaitedForMappings)
 }
 
+/// Another: how much memory is in use.
+#[cfg(feature = "selftest")]
+pub(super) const MEMORY_USED: u64 = 0x05ed;
+
+/// `memory_used()`: bytes of the heap in the lower half, frames that are neither its nor the kernel's for good in the upper.
+#[cfg(feature = "selftest")]
+pub(super) fn memory_used() -> u64 {
+    let used = crate::selftest::harness::Use::now();
+    used.frames << 32 | used.heap_bytes as u64
+}
+
 /// `fold_state(addr)`: 0 where the block is folded, else the obstacle's number, which `tests/user/src/fold.rs` names.
 ///
 /// # Errors

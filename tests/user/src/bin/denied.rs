@@ -1,9 +1,10 @@
 //! Makes each allocation fail that a call or a fault makes, one after another, once and for good: it succeeds without, or is
-//! refused for want of memory and succeeds when it is made again, or the process is killed. Only the kernel's self-tests can
-//! make allocations fail.
+//! refused for want of memory and succeeds when it is made again, or the process is killed; and after each all memory is given
+//! back. Only the kernel's self-tests can make allocations fail.
 #![no_std]
 #![no_main]
 
+use core::arch::asm;
 use core::ptr;
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 
@@ -12,7 +13,7 @@ use user::start::Environment;
 use user::sys::errno::ENOMEM;
 use user::sys::{
     self, ANONYMOUS, Errno, FIXED, READ, READ_WRITE, Result, SHARED, exit, exited, fail_no_more, fail_nth,
-    fork, in_child, mmap, mprotect, munmap, nr, peek, poke, raw, wait,
+    fork, in_child, memory_used, mmap, mprotect, munmap, nr, peek, poke, raw, wait,
 };
 
 const PAGE: usize = 4096;
@@ -24,7 +25,16 @@ const FAR: usize = 0x12_3456_0000;
 const MAYMOVE: usize = 1;
 const MREMAP_FIXED: usize = 2;
 const PRIVATE: usize = 2;
+const MAP_POPULATE: usize = 0x8000;
+const MADV_DONTNEED: usize = 4;
+const MADV_FREE: usize = 8;
+const MADV_POPULATE_READ: usize = 22;
 const MADV_POPULATE_WRITE: usize = 23;
+
+const WNOHANG: usize = 1;
+
+/// How often is waited for memory that is being given back by another CPU.
+const PATIENCE: u32 = 100_000;
 
 /// How an attempt ended: the status of the child that made it.
 const NOTHING_FAILED: i32 = 0;
@@ -54,6 +64,40 @@ fn written() -> usize {
     let start = mmap(4 * BLOCK, READ_WRITE, ANONYMOUS).expect("memory");
     (0..4 * BLOCK).step_by(PAGE).for_each(|offset| poke(start + offset, 1));
     start
+}
+
+fn new_memory() -> usize {
+    mmap(4 * BLOCK, READ_WRITE, ANONYMOUS).expect("memory")
+}
+
+/// Memory for which there is no table.
+fn far_away() -> usize {
+    raw(nr::MMAP, &[FAR, BLOCK, READ, ANONYMOUS | FIXED, usize::MAX, 0]).expect("addresses")
+}
+
+/// What has its parent's memory and stack, and ends.
+fn vfork() -> Result {
+    const CLONE_VM_VFORK_SIGCHLD: usize = 0x100 | 0x4000 | 17;
+    let result: isize;
+    // SAFETY: the child touches no memory; the parent goes on after it has ended.
+    unsafe {
+        asm!(
+            "svc #0",
+            "cbnz x0, 1f",
+            "mov x8, {exit}",
+            "svc #0",
+            "1:",
+            exit = const nr::EXIT_GROUP,
+            in("x8") nr::CLONE,
+            inlateout("x0") CLONE_VM_VFORK_SIGCHLD as isize => result,
+            in("x1") 0, in("x2") 0, in("x3") 0, in("x4") 0,
+        );
+    }
+    if result < 0 {
+        return Err(Errno(-result as i32));
+    }
+    assert_eq!(wait(result), Ok((result as usize, exited(0))));
+    Ok(0)
 }
 
 fn file() -> usize {
@@ -156,21 +200,64 @@ const ATTEMPTS: &[Attempt] = &[
     },
     Attempt {
         name: "madvise that populates",
-        prepare: || mmap(4 * BLOCK, READ_WRITE, ANONYMOUS).expect("memory"),
+        prepare: new_memory,
         act: |at| raw(nr::MADVISE, &[at, 4 * BLOCK, MADV_POPULATE_WRITE]),
     },
     Attempt {
-        name: "a write to new memory",
-        prepare: || mmap(4 * BLOCK, READ_WRITE, ANONYMOUS).expect("memory"),
-        act: touch,
+        name: "madvise that populates for reading",
+        prepare: far_away,
+        act: |at| raw(nr::MADVISE, &[at, BLOCK, MADV_POPULATE_READ]),
     },
     Attempt {
-        name: "a read of memory that has no table",
-        prepare: || {
-            raw(nr::MMAP, &[FAR, BLOCK, READ, ANONYMOUS | FIXED, usize::MAX, 0]).expect("address space")
-        },
-        act: |at| Ok(peek(at).into()),
+        name: "mmap that populates, as far as it goes",
+        prepare: || 0,
+        act: |_| mmap(4 * BLOCK, READ_WRITE, ANONYMOUS | MAP_POPULATE),
     },
+    Attempt {
+        name: "a write to what was given up",
+        prepare: written,
+        act: |at| {
+            raw(nr::MADVISE, &[at, 4 * BLOCK, MADV_DONTNEED])?;
+            assert_eq!(peek(at), 0);
+            touch(at)
+        },
+    },
+    Attempt {
+        name: "a write to what was taken",
+        prepare: written,
+        act: |at| {
+            raw(nr::MADVISE, &[at, 4 * BLOCK, MADV_FREE])?;
+            while sys::reclaim(4 * BLOCK / PAGE)? > 0 {}
+            touch(at)
+        },
+    },
+    Attempt {
+        name: "mremap that grows, and a write to its end",
+        prepare: written,
+        act: |at| {
+            let to = raw(nr::MREMAP, &[at, 4 * BLOCK, 8 * BLOCK, MAYMOVE])?;
+            assert_eq!((peek(to), peek(to + 4 * BLOCK - 1)), (1, 0));
+            touch(to + 4 * BLOCK)
+        },
+    },
+    Attempt { name: "clone of a child that has the same memory", prepare: || 0, act: |_| vfork() },
+    Attempt {
+        name: "wait4 that writes to new memory",
+        prepare: || {
+            if fork().expect("fork") == 0 {
+                exit(0);
+            }
+            new_memory()
+        },
+        act: |at| raw(nr::WAIT4, &[usize::MAX, at, 0]),
+    },
+    Attempt {
+        name: "mincore that writes to new memory",
+        prepare: new_memory,
+        act: |at| raw(nr::MINCORE, &[at, BLOCK, at]),
+    },
+    Attempt { name: "a write to new memory", prepare: new_memory, act: touch },
+    Attempt { name: "a read of memory that has no table", prepare: far_away, act: |at| Ok(peek(at).into()) },
     Attempt {
         name: "a write to shared memory",
         prepare: || mmap(4 * BLOCK, READ_WRITE, SHARED).expect("memory"),
@@ -185,9 +272,10 @@ const ATTEMPTS: &[Attempt] = &[
             Ok(0)
         },
     },
+    Attempt { name: "read into new memory", prepare: new_memory, act: |at| raw(nr::READ, &[3, at, PAGE]) },
     Attempt {
-        name: "read into new memory",
-        prepare: || mmap(BLOCK, READ_WRITE, ANONYMOUS).expect("memory"),
+        name: "read from an offset into new memory",
+        prepare: new_memory,
         act: |at| raw(nr::PREAD64, &[3, at, PAGE, 0]),
     },
 ];
@@ -212,6 +300,21 @@ fn attempt(attempt: &Attempt, n: usize, for_good: bool) -> i32 {
     }
 }
 
+/// Frames and bytes of the heap that are in use and were not before. A CPU may still be about to leave a task that was waited
+/// for, and who was killed may have left a child.
+fn lost_since(before: (u32, u32)) -> (i64, i64) {
+    let mut patience = PATIENCE;
+    loop {
+        let _ = raw(nr::WAIT4, &[usize::MAX, 0, WNOHANG]);
+        let now = memory_used();
+        patience -= 1;
+        if now == before || patience == 0 {
+            return (i64::from(now.0) - i64::from(before.0), i64::from(now.1) - i64::from(before.1));
+        }
+        let _ = raw(nr::SCHED_YIELD, &[]);
+    }
+}
+
 #[unsafe(no_mangle)]
 fn main(environment: Environment) -> i32 {
     // What `execve` begins.
@@ -222,6 +325,9 @@ fn main(environment: Environment) -> i32 {
     }
     INHERITED.store(written(), Ordering::Relaxed);
     assert_eq!(file(), 3);
+    // Once, so that this process has written to what it writes to.
+    assert_eq!(in_child(|| 0), exited(0));
+    let before = memory_used();
     for what in ATTEMPTS {
         let (mut refused, mut killed, mut went_on) = (0, 0, 0);
         for for_good in [false, true] {
@@ -234,6 +340,8 @@ fn main(environment: Environment) -> i32 {
                     status => panic!("{}, allocation {n} failing: status {status:#x}", what.name),
                 }
                 assert!(n < 1000, "{} allocates without end", what.name);
+                let lost = lost_since(before);
+                assert_eq!(lost, (0, 0), "{}, allocation {n} failing: frames, heap", what.name);
             }
         }
         assert!(refused + killed + went_on > 0, "{} allocates nothing", what.name);
