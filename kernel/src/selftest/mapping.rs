@@ -66,6 +66,23 @@ pub(crate) fn no_leaf_is_writable_and_executable(_: &Context<'_>) -> TestResult 
     Ok(())
 }
 
+/// The first address of each range that is mapped alike: each part of the Image, each device, each stack, and so on.
+pub(super) fn parts() -> Vec<VirtAddr> {
+    const PERMISSION: PteFlags = PteFlags::RDONLY.union(PteFlags::PXN).union(PteFlags::UXN);
+    let mut parts = Vec::new();
+    let mut before = None;
+    let all = each_leaf(|Leaf { va, level, pte }| {
+        let kind = (pte.flags().intersection(PERMISSION), pte.memory());
+        if before != Some((va.get(), kind)) {
+            parts.push(va);
+        }
+        before = Some((va.get() + GRANULE.level_size(level), kind));
+        Ok(())
+    });
+    assert!(all.is_ok(), "no leaf was found wanting");
+    parts
+}
+
 /// Every frame that the allocator has is where the linear map says, and writable.
 pub(crate) fn linear_map_is_all_of_memory(context: &Context<'_>) -> TestResult {
     let constant = vm::image().constant();

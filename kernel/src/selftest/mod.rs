@@ -80,7 +80,7 @@ const TESTS: &[Test] = &[
     Test::new("process.time", process::time),
     Test::new("process.random", process::random),
     Test::new("process.float", process::float),
-    Test::new("process.faults", process::faults),
+    Test::new("process.kernel_memory_is_out_of_reach", process::kernel_memory_is_out_of_reach),
     Test::new("process.crowd", process::crowd),
     Test::new("process.missing", process::missing),
     Test::new("process.folds", process::folds),

@@ -2,7 +2,10 @@
 
 use alloc::vec::Vec;
 
+use core::sync::atomic::AtomicU32;
+
 use arch::VirtAddr;
+use arch::aarch64::hardware::linear;
 use arch::aarch64::probe;
 use mm::Errno;
 use mm::frame::{Folio, MAX_ORDER};
@@ -53,7 +56,6 @@ programs! {
     time: "time";
     random: "random";
     float: "float";
-    faults: "faults";
     crowd: "crowd";
     missing: "missing";
     folds: "folds", "here";
@@ -63,6 +65,25 @@ programs! {
     long_calls_let_others_run: "long";
     /// Each allocation of a process fails, one after another: all is given back, as the harness looks.
     each_allocation_fails: "denied";
+}
+
+/// What the kernel has mapped can't be read, written or called from EL0, nor its tables.
+pub(crate) fn kernel_memory_is_out_of_reach(_: &Context<'_>) -> TestResult {
+    let mut places = mapping::parts();
+    let image = |part: *const ()| VirtAddr::new(part as u64);
+    let text = image(runs as *const ());
+    let constant = image(NO_PROGRAMS.as_ptr().cast());
+    static VARIABLE: AtomicU32 = AtomicU32::new(1);
+    let variable = image((&raw const VARIABLE).cast());
+    let table = linear(vm::init_mm().root());
+    places.extend([text, constant, variable, table]);
+    for at in &places {
+        check!(vm::init_mm().leaf(*at).is_some(), "{at} is not mapped");
+    }
+    let words: Vec<_> = places.iter().map(|at| alloc::format!("{:x}", at.get())).collect();
+    let arguments: Vec<_> = ["here"].into_iter().chain(words.iter().map(|word| word.as_str())).collect();
+    places.iter().for_each(|at| println!("# out of reach: {at}"));
+    runs("faults", &arguments)
 }
 
 /// Two CPUs at EL0 in one address space: one uses two blocks, the other unfolds, folds and protects them.

@@ -132,6 +132,27 @@ fn the_status_of_init_is_that_of_the_machine() {
     assert!(killed.console.contains(why) && killed.console.contains("nothing is mapped there"), "{killed}");
 }
 
+/// Whatever the kernel has mapped: each access kills, and is told with its reason.
+#[test]
+fn the_kernels_memory_is_out_of_reach() {
+    let name = "process.kernel_memory_is_out_of_reach";
+    let outcome = boot(&format!("selftest={name}")).run();
+    let places = outcome.lines_after("# out of reach: ");
+    assert!(places.len() > 10, "{outcome}");
+    for at in places {
+        for access in ["read", "write", "fetch"] {
+            // What is called is a multiple of four.
+            let at = u64::from_str_radix(at.trim_start_matches("0x"), 16).expect("an address");
+            let at = if access == "fetch" { at & !3 } else { at };
+            let told = format!("killed by SIGSEGV: {access} at {at:#x}, pc ");
+            let line = outcome.lines().find(|line| line.contains(&told));
+            let why = line.is_some_and(|line| line.ends_with(": nothing is mapped there"));
+            assert!(why, "`{told}` is missing\n{outcome}");
+        }
+    }
+    assert_eq!(outcome.passed().names(), [name]);
+}
+
 /// Page by page, the programs do the same.
 #[test]
 fn without_blocks_programs_do_the_same() {

@@ -7,7 +7,7 @@ use core::sync::atomic::AtomicU32;
 
 use user::start::Environment;
 use user::sys::{in_child, peek, poke};
-use user::{on_qemu_user, println};
+use user::{on_qemu_user, println, text};
 
 const SIGILL: i32 = 4;
 const SIGTRAP: i32 = 5;
@@ -30,6 +30,15 @@ fn call(at: usize) {
     unsafe { asm!("blr {}", in(reg) at, clobber_abi("C")) };
 }
 
+/// Addresses at which the kernel has something, in hexadecimal behind the word "here".
+fn what_is_mapped(environment: Environment) -> impl Iterator<Item = usize> {
+    let given = if environment.arg(1) == Some(b"here") { environment.argc() } else { 0 };
+    (2..given).map(move |i| {
+        let digits = text(environment.arg(i).expect("there are argc"));
+        usize::from_str_radix(digits, 16).expect("an address")
+    })
+}
+
 #[unsafe(no_mangle)]
 fn main(environment: Environment) -> i32 {
     // The linear map, the Image, devices, stacks, the heap; its first and its last byte; and between the halves.
@@ -50,6 +59,11 @@ fn main(environment: Environment) -> i32 {
         if !on_qemu_user(environment) {
             assert_eq!(signal(|| call(at & !3)), SIGSEGV, "call of {at:#x}");
         }
+    }
+    for at in what_is_mapped(environment) {
+        assert_eq!(signal(|| _ = peek(at)), SIGSEGV, "read of {at:#x}");
+        assert_eq!(signal(|| poke(at, 0)), SIGSEGV, "write to {at:#x}");
+        assert_eq!(signal(|| call(at & !3)), SIGSEGV, "call of {at:#x}");
     }
     println!("the kernel's memory can't be read, written or called");
     assert_eq!(signal(|| _ = peek(0)), SIGSEGV);
