@@ -27,6 +27,7 @@ mod shared;
 mod sync;
 pub mod tlb;
 mod vma;
+mod vmas;
 mod walk;
 
 pub use address_space::{Access, AddressSpace, Fault, Resolution, TASK_SIZE, ThpPolicy};
@@ -39,5 +40,6 @@ pub use guard::{PteGuard, TablePair};
 pub use memory::{Memory, PhysMem, UserTables};
 pub use mm_struct::{Mm, VA_BITS};
 pub use pgd::{KernelProt, MapError, Mapping, TableAlloc, create_pgd_mapping};
-pub use vma::{MAX_MAP_COUNT, Prot};
+pub use vma::Prot;
+pub use vmas::MAX_MAP_COUNT;
 pub use walk::Leaf;

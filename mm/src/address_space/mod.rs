@@ -36,7 +36,7 @@ use crate::contpte::Obstacle;
 use crate::counters::Counters;
 use crate::memory::Memory;
 use crate::mm_struct::Kind;
-use crate::vma::Vmas;
+use crate::vmas::Vmas;
 use crate::{Leaf, Mm, VA_BITS, contpte};
 
 /// The end of what a process may map.

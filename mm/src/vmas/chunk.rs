@@ -1,0 +1,71 @@
+//! A few mappings that follow one another.
+
+use alloc::vec::Vec;
+use core::ops::{Deref, Range};
+
+use crate::errno::Errno;
+use crate::vma::{Prot, Vma};
+
+/// The most VMAs of a chunk: what is moved where one is added or taken out.
+pub(super) const CHUNK: usize = 32;
+
+/// Mappings in order and apart, with room for [`CHUNK`]. They are read as a slice.
+pub(super) struct Chunk<'m> {
+    vmas: Vec<Vma<'m>>,
+    /// Bytes of the widest gap between two of them: who looks for a wider one need not look at each.
+    widest: u64,
+}
+
+impl<'m> Chunk<'m> {
+    /// One without mappings.
+    ///
+    /// # Errors
+    /// [`Errno::ENOMEM`]
+    pub(super) fn new() -> Result<Self, Errno> {
+        let mut vmas = Vec::new();
+        vmas.try_reserve_exact(CHUNK).map_err(|_| Errno::ENOMEM)?;
+        Ok(Self { vmas, widest: 0 })
+    }
+
+    /// The same mappings.
+    ///
+    /// # Errors
+    /// [`Errno::ENOMEM`]
+    pub(super) fn try_clone(&self) -> Result<Self, Errno> {
+        let mut clone = Self::new()?;
+        clone.vmas.extend(self.vmas.iter().cloned());
+        clone.widest = self.widest;
+        Ok(clone)
+    }
+
+    /// Changes which mappings there are, or where they are; they are at most [`CHUNK`] after it, so that nothing is allocated.
+    pub(super) fn change<R>(&mut self, act: impl FnOnce(&mut Vec<Vma<'m>>) -> R) -> R {
+        let result = act(&mut self.vmas);
+        debug_assert!(self.vmas.len() <= CHUNK, "too many mappings in a chunk");
+        self.widest = self.gaps().map(|gap| gap.end - gap.start).max().unwrap_or(0);
+        result
+    }
+
+    /// Changes the permission of one, which stays where it is.
+    pub(super) fn protect(&mut self, index: usize, prot: Prot) {
+        self.vmas[index].prot = prot;
+    }
+
+    /// The gaps between two of them, some of which may be empty.
+    fn gaps(&self) -> impl DoubleEndedIterator<Item = Range<u64>> {
+        self.vmas.windows(2).map(|pair| pair[0].end..pair[1].start)
+    }
+
+    /// The same, or none where none has `size` bytes.
+    pub(super) fn gaps_for(&self, size: u64) -> impl DoubleEndedIterator<Item = Range<u64>> {
+        (self.widest >= size).then(|| self.gaps()).into_iter().flatten()
+    }
+}
+
+impl<'m> Deref for Chunk<'m> {
+    type Target = [Vma<'m>];
+
+    fn deref(&self) -> &Self::Target {
+        &self.vmas
+    }
+}

@@ -1,0 +1,522 @@
+//! What a process has mapped: VMAs in order of their addresses, and the gaps between them.
+
+mod chunk;
+
+use alloc::vec::Vec;
+use core::ops::Range;
+
+use arrayvec::ArrayVec;
+
+use crate::errno::Errno;
+use crate::vma::{Prot, Vma};
+use chunk::{CHUNK, Chunk};
+
+/// The most VMAs that an address space may have, as in Linux.
+pub const MAX_MAP_COUNT: usize = 65530;
+
+/// The most chunks that a change may need: one for each mapping that it adds, or cuts in two.
+const SPARE: usize = 3;
+
+/// The mappings of an address space, in order and apart. Look-up takes logarithmic time, and so does a change but for a chunk
+/// and what it takes out. A gap is found by a look at each chunk, and into those with one as wide: where it has to be aligned,
+/// that need not be the first.
+///
+/// Changes are made in two steps: [`Self::reserve`] is what may fail, and what comes after it can't.
+pub(crate) struct Vmas<'m> {
+    /// None is empty.
+    chunks: Vec<Chunk<'m>>,
+    /// Empty chunks, for what is to be added.
+    spare: ArrayVec<Chunk<'m>, SPARE>,
+    count: usize,
+    page_shift: u32,
+}
+
+/// Where a mapping is: the end is behind the last chunk.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Place {
+    chunk: usize,
+    index: usize,
+}
+
+impl<'m> Vmas<'m> {
+    pub(crate) const fn new(page_shift: u32) -> Self {
+        Self { chunks: Vec::new(), spare: ArrayVec::new_const(), count: 0, page_shift }
+    }
+
+    /// All of them.
+    pub(crate) fn iter(&self) -> impl DoubleEndedIterator<Item = &Vma<'m>> {
+        self.chunks.iter().flat_map(|chunk| chunk.iter())
+    }
+
+    /// The place of the first mapping that ends behind `va`.
+    fn first_behind(&self, va: u64) -> Place {
+        let chunk = self.chunks.partition_point(|chunk| chunk.last().is_none_or(|last| last.end <= va));
+        let index = self.chunks.get(chunk).map_or(0, |chunk| chunk.partition_point(|vma| vma.end <= va));
+        Place { chunk, index }
+    }
+
+    fn at(&self, place: Place) -> Option<&Vma<'m>> {
+        self.chunks.get(place.chunk)?.get(place.index)
+    }
+
+    /// The place behind that of a mapping.
+    fn next(&self, Place { chunk, index }: Place) -> Place {
+        if index + 1 < self.chunks[chunk].len() {
+            Place { chunk, index: index + 1 }
+        } else {
+            Place { chunk: chunk + 1, index: 0 }
+        }
+    }
+
+    /// All from a place on.
+    fn from(&self, place: Place) -> impl Iterator<Item = &Vma<'m>> {
+        let rest = self.chunks.get(place.chunk).map_or(&[][..], |chunk| &chunk[place.index..]);
+        rest.iter().chain(self.chunks.iter().skip(place.chunk + 1).flat_map(|chunk| chunk.iter()))
+    }
+
+    /// The mapping of an address.
+    pub(crate) fn find(&self, va: u64) -> Option<&Vma<'m>> {
+        self.at(self.first_behind(va)).filter(|vma| vma.start <= va)
+    }
+
+    /// The mappings that have some of a range.
+    pub(crate) fn overlapping(&self, range: &Range<u64>) -> impl Iterator<Item = &Vma<'m>> {
+        let end = range.end;
+        self.from(self.first_behind(range.start)).take_while(move |vma| vma.start < end)
+    }
+
+    /// Whether nothing is mapped in a range.
+    pub(crate) fn is_free(&self, range: &Range<u64>) -> bool {
+        self.overlapping(range).next().is_none()
+    }
+
+    /// Makes room for a change that cuts mappings at both ends of a range and adds `more`.
+    ///
+    /// # Errors
+    /// [`Errno::ENOMEM`], also beyond [`MAX_MAP_COUNT`].
+    pub(crate) fn reserve(&mut self, range: &Range<u64>, more: usize) -> Result<(), Errno> {
+        let cuts = [range.start, range.end].into_iter().filter(|&at| self.is_inside(at)).count();
+        // Linux refuses one that has more than it may when it begins.
+        if self.count + cuts + more > MAX_MAP_COUNT {
+            return Err(Errno::ENOMEM);
+        }
+        self.chunks.try_reserve(SPARE).map_err(|_| Errno::ENOMEM)?;
+        while !self.spare.is_full() {
+            self.spare.push(Chunk::new()?);
+        }
+        Ok(())
+    }
+
+    /// Whether an address is inside of a mapping, and not its first.
+    fn is_inside(&self, va: u64) -> bool {
+        self.find(va).is_some_and(|vma| vma.start < va)
+    }
+
+    /// Puts a mapping at a place, after [`Self::reserve`].
+    fn put(&mut self, place: Place, vma: Vma<'m>) {
+        self.count += 1;
+        let Place { mut chunk, mut index } = place;
+        if chunk == self.chunks.len() {
+            match chunk.checked_sub(1) {
+                Some(last) => (chunk, index) = (last, self.chunks[last].len()),
+                None => self.chunks.push(self.spare.pop().expect("a chunk was reserved")),
+            }
+        }
+        if self.chunks[chunk].len() == CHUNK {
+            let mut upper = self.spare.pop().expect("a chunk was reserved");
+            // Mostly each is added below the one before, where there is room, or above it: then none of the chunk's are split off.
+            let kept = match index {
+                0 | CHUNK => index,
+                _ => CHUNK / 2,
+            };
+            self.chunks[chunk].change(|lower| upper.change(|upper| upper.extend(lower.drain(kept..))));
+            self.chunks.insert(chunk + 1, upper);
+            if index > kept || kept == CHUNK {
+                (chunk, index) = (chunk + 1, index - kept);
+            }
+        }
+        self.chunks[chunk].change(|vmas| vmas.insert(index, vma));
+    }
+
+    /// Takes the mappings from one place to another out. What is before them is where it was, or in the chunk before.
+    fn take(&mut self, from: Place, to: Place) {
+        let mut taken = 0;
+        let mut drain = |chunk: &mut Chunk<'m>, indices: Range<usize>| {
+            taken += indices.len();
+            chunk.change(|vmas| drop(vmas.drain(indices)));
+        };
+        if from.chunk == to.chunk {
+            drain(&mut self.chunks[from.chunk], from.index..to.index);
+        } else {
+            let end = self.chunks[from.chunk].len();
+            drain(&mut self.chunks[from.chunk], from.index..end);
+            if to.index > 0 {
+                drain(&mut self.chunks[to.chunk], 0..to.index);
+            }
+            taken += self.chunks.drain(from.chunk + 1..to.chunk).map(|chunk| chunk.len()).sum::<usize>();
+        }
+        self.count -= taken;
+        self.tidy(from.chunk);
+    }
+
+    /// After mappings of a chunk and of the next were taken out: a few are not worth a chunk of their own.
+    fn tidy(&mut self, chunk: usize) {
+        for lower in [Some(chunk + 1), Some(chunk), chunk.checked_sub(1)].into_iter().flatten() {
+            let Some([one, other]) = self.chunks.get_mut(lower..lower + 2) else { continue };
+            if one.len() + other.len() <= CHUNK / 2 {
+                one.change(|one| other.change(|other| one.append(other)));
+                self.give_back(lower + 1);
+            }
+        }
+        if self.chunks.get(chunk).is_some_and(|chunk| chunk.is_empty()) {
+            self.give_back(chunk);
+        }
+    }
+
+    /// Takes an empty chunk out.
+    fn give_back(&mut self, chunk: usize) {
+        let empty = self.chunks.remove(chunk);
+        debug_assert!(empty.is_empty(), "a chunk that is not empty");
+        // Enough of them are freed.
+        let _ = self.spare.try_push(empty);
+    }
+
+    /// Cuts the mapping in two that has what is on either side of an address, if one has, after [`Self::reserve`].
+    fn cut(&mut self, at: u64) {
+        let place = self.first_behind(at);
+        if self.is_inside(at) {
+            let shift = self.page_shift;
+            let upper = self.chunks[place.chunk].change(|vmas| {
+                let vma = &mut vmas[place.index];
+                let upper = vma.part(at..vma.end, shift);
+                vma.end = at;
+                upper
+            });
+            self.put(Place { index: place.index + 1, ..place }, upper);
+        }
+    }
+
+    /// Takes the mappings of a range out, after [`Self::reserve`]. Cuts one in two where the range is inside it, and else none.
+    pub(crate) fn remove(&mut self, range: &Range<u64>) {
+        let Some(vma) = self.overlapping(range).next() else { return };
+        if vma.start < range.start {
+            if range.end < vma.end {
+                self.cut(range.end);
+            }
+            let lower = self.first_behind(range.start);
+            self.chunks[lower.chunk].change(|vmas| vmas[lower.index].end = range.start);
+        }
+        let first = self.first_behind(range.start);
+        let last = self.first_behind(range.end);
+        if self.is_inside(range.end) {
+            let shift = self.page_shift;
+            self.chunks[last.chunk].change(|vmas| {
+                let vma = &mut vmas[last.index];
+                *vma = vma.part(range.end..vma.end, shift);
+            });
+        }
+        if first != last {
+            self.take(first, last);
+        }
+    }
+
+    /// Adds a mapping where there is none, after [`Self::reserve`] of one more, and merges it with its neighbours.
+    pub(crate) fn insert(&mut self, vma: Vma<'m>) {
+        let range = vma.start..vma.end;
+        let place = self.first_behind(vma.start);
+        debug_assert!(self.is_free(&range), "mappings overlap");
+        self.put(place, vma);
+        self.merge(&range);
+    }
+
+    /// Changes the permission of a range, after [`Self::reserve`].
+    pub(crate) fn protect(&mut self, range: &Range<u64>, prot: Prot) {
+        self.cut(range.start);
+        self.cut(range.end);
+        let mut place = self.first_behind(range.start);
+        while self.at(place).is_some_and(|vma| vma.start < range.end) {
+            self.chunks[place.chunk].protect(place.index, prot);
+            place = self.next(place);
+        }
+        self.merge(range);
+    }
+
+    /// Merges the mappings of a range with each other and with their neighbours, where they are one.
+    fn merge(&mut self, range: &Range<u64>) {
+        let mut place = self.first_behind(range.start.saturating_sub(1));
+        while let Some(vma) = self.at(place)
+            && vma.end <= range.end
+        {
+            let behind = self.next(place);
+            let Some(next) = self.at(behind) else { return };
+            if vma.continues(next, self.page_shift) {
+                let (start, end) = (vma.start, next.end);
+                self.take(behind, self.next(behind));
+                place = self.first_behind(start);
+                self.chunks[place.chunk].change(|vmas| vmas[place.index].end = end);
+            } else {
+                place = behind;
+            }
+        }
+    }
+
+    /// The same mappings, for a child.
+    ///
+    /// # Errors
+    /// [`Errno::ENOMEM`]
+    pub(crate) fn try_clone(&self) -> Result<Self, Errno> {
+        let mut clone = Self::new(self.page_shift);
+        clone.chunks.try_reserve_exact(self.chunks.len()).map_err(|_| Errno::ENOMEM)?;
+        for chunk in &self.chunks {
+            clone.chunks.push(chunk.try_clone()?);
+        }
+        clone.count = self.count;
+        Ok(clone)
+    }
+
+    /// All around a range in which nothing is mapped that has no mapping either, between 0 and `top`.
+    pub(crate) fn gap_around(&self, range: &Range<u64>, top: u64) -> Range<u64> {
+        let Place { chunk, index } = self.first_behind(range.start);
+        let before = match index.checked_sub(1) {
+            Some(index) => self.chunks.get(chunk).and_then(|chunk| chunk.get(index)),
+            None => chunk.checked_sub(1).and_then(|chunk| self.chunks[chunk].last()),
+        };
+        let next = self.at(Place { chunk, index });
+        before.map_or(0, |vma| vma.end)..next.map_or(top, |vma| vma.start)
+    }
+
+    /// The gap before a chunk, which may be empty; that behind the last one has no end.
+    fn gap_before(&self, chunk: usize) -> Range<u64> {
+        let before = chunk.checked_sub(1).and_then(|before| self.chunks[before].last());
+        let first = self.chunks.get(chunk).and_then(|chunk| chunk.first());
+        before.map_or(0, |vma| vma.end)..first.map_or(u64::MAX, |vma| vma.start)
+    }
+
+    /// The gaps in and before these chunks, where one behind the last is what is behind all mappings: those that may have `size`
+    /// bytes, and some others.
+    fn gaps(&self, chunks: Range<usize>, size: u64) -> impl DoubleEndedIterator<Item = Range<u64>> {
+        chunks.flat_map(move |chunk| {
+            let inside = self.chunks.get(chunk).map(|chunk| chunk.gaps_for(size));
+            core::iter::once(self.gap_before(chunk)).chain(inside.into_iter().flatten())
+        })
+    }
+
+    /// From the highest down: those that begin below `top`, and maybe others.
+    fn gaps_below(&self, top: u64, size: u64) -> impl Iterator<Item = Range<u64>> {
+        let above = self.chunks.partition_point(|chunk| chunk.first().is_some_and(|vma| vma.start < top));
+        self.gaps(0..above + 1, size).rev()
+    }
+
+    /// From the lowest up: those that end above `bottom`, and maybe others.
+    fn gaps_above(&self, bottom: u64, size: u64) -> impl Iterator<Item = Range<u64>> {
+        self.gaps(self.first_behind(bottom).chunk..self.chunks.len() + 1, size)
+    }
+
+    /// The first address of the highest gap of `size` bytes that ends at or below `top`, begins at or above `bottom`, and is
+    /// congruent to `phase` modulo `align`, a power of two.
+    pub(crate) fn gap_below(&self, bottom: u64, top: u64, size: u64, align: u64, phase: u64) -> Option<u64> {
+        let mut gaps = self.gaps_below(top, size).take_while(|gap| gap.end >= bottom);
+        gaps.find_map(|gap| {
+            let start = gap.end.min(top).checked_sub(size)?;
+            let start = start.checked_sub(start.wrapping_sub(phase) & (align - 1))?;
+            (start >= gap.start.max(bottom)).then_some(start)
+        })
+    }
+
+    /// The first address of the lowest gap of `size` bytes from `bottom` on, if it ends at or below `top`.
+    pub(crate) fn gap_above(&self, bottom: u64, top: u64, size: u64) -> Option<u64> {
+        let first_in = |gap: Range<u64>| {
+            let start = gap.start.max(bottom);
+            (gap.end.saturating_sub(start) >= size).then_some(start)
+        };
+        let start = self.gaps_above(bottom, size).find_map(first_in)?;
+        (start.checked_add(size)? <= top).then_some(start)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::vma::Backing;
+
+    const SHIFT: u32 = 12;
+    const PAGES: usize = 900;
+
+    /// The permission of each page, `None` where nothing is mapped.
+    type Model = Vec<Option<Prot>>;
+
+    /// The runs of pages that are alike.
+    fn runs(model: &Model) -> Vec<(u64, u64, Prot)> {
+        let mut runs: Vec<(u64, u64, Prot)> = Vec::new();
+        for (page, prot) in model.iter().enumerate() {
+            let (start, Some(prot)) = ((page as u64) << SHIFT, *prot) else { continue };
+            match runs.last_mut() {
+                Some(last) if last.1 == start && last.2 == prot => last.1 = start + (1 << SHIFT),
+                _ => runs.push((start, start + (1 << SHIFT), prot)),
+            }
+        }
+        runs
+    }
+
+    fn check(vmas: &Vmas<'_>, model: &Model) {
+        let all: Vec<_> = vmas.iter().map(|vma| (vma.start, vma.end, vma.prot)).collect();
+        assert_eq!(all, runs(model));
+        assert_eq!(vmas.count, all.len());
+        assert!(vmas.chunks.iter().all(|chunk| (1..=CHUNK).contains(&chunk.len())));
+        let few = |pair: &[Chunk<'_>]| pair[0].len() + pair[1].len() <= CHUNK / 4;
+        assert!(!vmas.chunks.windows(2).any(few), "two chunks of few");
+        for chunk in &vmas.chunks {
+            let widest = chunk.windows(2).map(|pair| pair[1].start - pair[0].end).max().unwrap_or(0);
+            let all_for = |size| chunk.gaps_for(size).count() == chunk.len() - 1;
+            assert!(all_for(widest) && (chunk.len() == 1 || !all_for(widest + 1)));
+        }
+        for (page, prot) in model.iter().enumerate() {
+            let at = (page as u64) << SHIFT;
+            assert_eq!(vmas.find(at + 5).map(|vma| vma.prot), *prot);
+        }
+    }
+
+    /// The gaps that are asked for, by a look at each page.
+    fn check_gaps(vmas: &Vmas<'_>, model: &Model, random: &mut impl FnMut(usize) -> usize) {
+        let (bottom, top) = (random(PAGES), 1 + random(PAGES));
+        let most = [2, 8, 40][random(3)];
+        let (pages, align) = (1 + random(most), 1 << random(6));
+        let phase = random(align);
+        let is_free = |first: &usize| model.iter().skip(*first).take(pages).all(Option::is_none);
+        let va = |pages: usize| (pages as u64) << SHIFT;
+        let last = top.saturating_sub(pages);
+        let highest = (bottom..last + 1).rev().find(|first| first % align == phase && is_free(first));
+        let highest = highest.filter(|_| pages <= top);
+        let found = vmas.gap_below(va(bottom), va(top), va(pages), va(align), va(phase));
+        assert_eq!(found, highest.map(va), "{pages} pages from {bottom} to {top}, {phase} modulo {align}");
+        let lowest = (bottom..).find(is_free).filter(|first| first + pages <= top);
+        assert_eq!(vmas.gap_above(va(bottom), va(top), va(pages)), lowest.map(va));
+    }
+
+    /// Upwards as a program is loaded, downwards as `mmap` places them.
+    #[test]
+    fn what_is_added_in_order_fills_its_chunks() {
+        let upwards: Vec<u64> = (0..10 * CHUNK as u64).collect();
+        let downwards: Vec<u64> = upwards.iter().rev().copied().collect();
+        for pages in [upwards, downwards] {
+            let mut vmas = Vmas::new(SHIFT);
+            for page in pages {
+                let (start, end) = (page << SHIFT, (page + 1) << SHIFT);
+                let prot = [Prot::READ, Prot::WRITE][page as usize % 2];
+                vmas.reserve(&(start..end), 1).unwrap();
+                vmas.insert(Vma { start, end, prot, backing: Backing::Anonymous });
+            }
+            assert_eq!((vmas.count, vmas.chunks.len()), (10 * CHUNK, 10));
+            assert!(vmas.iter().is_sorted_by_key(|vma| vma.start));
+        }
+    }
+
+    /// A range from the middle of one chunk to that of another, where few are left of the one behind.
+    #[test]
+    fn what_is_left_of_chunks_is_put_together() {
+        const NR: u64 = CHUNK as u64;
+        let mut vmas = Vmas::new(SHIFT);
+        for page in 0..4 * NR {
+            let (start, end) = (page << SHIFT, (page + 1) << SHIFT);
+            let prot = [Prot::READ, Prot::WRITE][page as usize % 2];
+            vmas.reserve(&(start..end), 1).unwrap();
+            vmas.insert(Vma { start, end, prot, backing: Backing::Anonymous });
+        }
+        for pages in [3 * NR + 4..4 * NR, NR + 3..3 * NR - 2] {
+            let range = pages.start << SHIFT..pages.end << SHIFT;
+            vmas.reserve(&range, 0).unwrap();
+            vmas.remove(&range);
+        }
+        let lengths: Vec<usize> = vmas.chunks.iter().map(|chunk| chunk.len()).collect();
+        assert_eq!((lengths, vmas.count), (vec![CHUNK, 3 + 2 + 4], CHUNK + 9));
+    }
+
+    /// Where nearly all mappings are close to each other, a gap is found with a look at few of them.
+    #[test]
+    fn a_gap_is_found_without_a_look_at_each_mapping() {
+        const COUNT: u64 = 20_000;
+        let page = |nr: u64| (nr + 1) << SHIFT;
+        let mut vmas = Vmas::new(SHIFT);
+        for nr in (0..COUNT).rev() {
+            // Every other page; one is left out, so that there is room for three.
+            let (start, end) = (page(2 * nr + 1), page(2 * nr + 2));
+            let vma = Vma { start, end, prot: Prot::READ, backing: Backing::Anonymous };
+            vmas.reserve(&(start..end), 1).unwrap();
+            if nr != COUNT / 2 {
+                vmas.insert(vma);
+            }
+        }
+        let (bottom, top) = (page(0), page(2 * COUNT));
+        let wide = |gap: &Range<u64>| gap.end.min(top).saturating_sub(gap.start.max(bottom)) >= 2 << SHIFT;
+        let looks = [
+            vmas.gaps_below(top, 2 << SHIFT).position(|gap| wide(&gap)),
+            vmas.gaps_above(bottom, 2 << SHIFT).position(|gap| wide(&gap)),
+        ];
+        let most = vmas.chunks.len() + CHUNK;
+        assert!(most < COUNT as usize / 16, "{most}");
+        assert!(looks.iter().all(|looks| looks.is_some_and(|looks| looks < most)), "{looks:?} of {most}");
+        assert_eq!(vmas.gap_below(bottom, top, 2 << SHIFT, 1 << SHIFT, 0), Some(page(COUNT + 1)));
+        assert_eq!(vmas.gap_above(bottom, top, 2 << SHIFT), Some(page(COUNT)));
+        assert_eq!(vmas.gap_below(bottom, top, 4 << SHIFT, 1 << SHIFT, 0), None);
+    }
+
+    /// Against a plain map of pages, with so many mappings that chunks are split, merged and given back.
+    #[test]
+    fn random_changes_are_those_of_a_plain_map() {
+        let mut seed = 0x2545_f491_4f6c_dd1d_u64;
+        let mut random = |below: usize| {
+            seed ^= seed << 13;
+            seed ^= seed >> 7;
+            seed ^= seed << 17;
+            (seed % below as u64) as usize
+        };
+        let (mut vmas, mut model) = (Vmas::new(SHIFT), vec![None; PAGES]);
+        let (mut most, mut fewest_after) = (0, usize::MAX);
+        for step in 0..6000 {
+            // Now many small ones, now few large ones.
+            let longest = if step % 2000 < 1700 { 3 } else { 200 };
+            let first = random(PAGES);
+            let pages = first..(first + 1 + random(longest)).min(PAGES);
+            let range = (pages.start as u64) << SHIFT..(pages.end as u64) << SHIFT;
+            let prot = [Prot::READ, Prot::WRITE, Prot::EXEC][random(3)];
+            let clone = vmas.try_clone().unwrap();
+            if random(8) == 0 {
+                vmas = clone;
+            }
+            match random(4) {
+                0 => {
+                    vmas.reserve(&range, 0).unwrap();
+                    vmas.remove(&range);
+                    model[pages].fill(None);
+                }
+                1 => {
+                    vmas.reserve(&range, 0).unwrap();
+                    vmas.protect(&range, prot);
+                    model[pages].iter_mut().flatten().for_each(|page| *page = prot);
+                }
+                _ => {
+                    vmas.reserve(&range, 1).unwrap();
+                    vmas.remove(&range);
+                    vmas.insert(Vma {
+                        start: range.start,
+                        end: range.end,
+                        prot,
+                        backing: Backing::Anonymous,
+                    });
+                    model[pages].fill(Some(prot));
+                }
+            }
+            check(&vmas, &model);
+            (0..3).for_each(|_| check_gaps(&vmas, &model, &mut random));
+            most = most.max(vmas.chunks.len());
+            if most > 8 {
+                fewest_after = fewest_after.min(vmas.chunks.len());
+            }
+            let first = random(PAGES);
+            let end = (first + 1 + random(20)).min(PAGES);
+            let range = (first as u64) << SHIFT..(end as u64) << SHIFT;
+            assert_eq!(vmas.is_free(&range), model[first..end].iter().all(Option::is_none));
+        }
+        assert!(most > 8 && fewest_after <= most / 2, "{most} chunks at most, {fewest_after} after that");
+    }
+}
