@@ -6,12 +6,25 @@ macro_rules! errnos {
     ($($(#[doc = $doc:literal])* $name:ident = $number:literal)*) => {
         /// Why a call failed, with Linux's numbers.
         #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
-        #[repr(i32)]
         pub enum Errno {
-            $($(#[doc = $doc])* $name = $number),*
+            $($(#[doc = $doc])* $name,)*
+            /// For a process the same as [`Self::ENOMEM`]: there is no memory for what the call needs, frames or the kernel's own.
+            /// The call may be made again after some was given back ([`AddressSpace::reclaim`](crate::AddressSpace::reclaim));
+            /// what it did before it failed it would only do again.
+            OutOfMemory,
         }
 
-        /// All of them, for tests.
+        impl Errno {
+            /// The number, above zero. A system call returns its negative.
+            pub const fn number(self) -> i32 {
+                match self {
+                    $(Self::$name => $number,)*
+                    Self::OutOfMemory => Self::ENOMEM.number(),
+                }
+            }
+        }
+
+        /// All that have a number of their own, for tests.
         pub const ERRNOS: &[Errno] = &[$(Errno::$name),*];
     };
 }
@@ -37,7 +50,8 @@ errnos! {
     ECHILD = 10
     /// Try again.
     EAGAIN = 11
-    /// Out of memory, of address space, or of mappings; or nothing is mapped there.
+    /// No room in the address space, or too many mappings; or nothing is mapped there. Memory would not help: for want of it
+    /// calls fail with `OutOfMemory`.
     ENOMEM = 12
     /// Permission denied.
     EACCES = 13
@@ -79,13 +93,6 @@ errnos! {
     EOVERFLOW = 75
     /// Not supported.
     EOPNOTSUPP = 95
-}
-
-impl Errno {
-    /// The number, above zero. A system call returns its negative.
-    pub const fn number(self) -> i32 {
-        self as i32
-    }
 }
 
 impl fmt::Display for Errno {

@@ -23,7 +23,7 @@ impl<'m> File<'m> {
     /// A file of these bytes, which may be mapped shared and writable.
     ///
     /// # Errors
-    /// [`Errno::ENOMEM`]; nothing is kept then.
+    /// [`Errno::OutOfMemory`]; nothing is kept then.
     pub fn new(memory: &'m Memory<'m>, bytes: &[u8]) -> Result<Self, Errno> {
         let page_size = memory.granule().page_size();
         let pages = (bytes.len() as u64).div_ceil(page_size);
@@ -36,7 +36,7 @@ impl<'m> File<'m> {
             let aligned = page.trailing_zeros() as u8;
             let largest = block_order(memory.granule()).min(fitting).min(aligned);
             let folio = (0..=largest).rev().find_map(|order| memory.frames().alloc(order).ok());
-            let folio = folio.ok_or(Errno::ENOMEM)?;
+            let folio = folio.ok_or(Errno::OutOfMemory)?;
             let size = folio.frames() * page_size;
             let (here, after) = rest.split_at(rest.len().min(size as usize));
             if (here.len() as u64) < size {
@@ -44,7 +44,7 @@ impl<'m> File<'m> {
             }
             memory.contents().write(&folio, 0, here);
             let frames = folio.frames();
-            folios.try_reserve(1).map_err(|_| Errno::ENOMEM)?;
+            folios.try_reserve(1).map_err(|_| Errno::OutOfMemory)?;
             folios.push((page, folio));
             page += frames;
             rest = after;

@@ -61,7 +61,7 @@ impl<'m> Memory<'m> {
     /// Memory with frames of `frames`, whose numbers count pages of `granule`. Allocates one block of zeroes.
     ///
     /// # Errors
-    /// [`Errno::ENOMEM`]
+    /// [`Errno::OutOfMemory`]
     pub fn new(
         frames: &'m FrameMap<'m>,
         contents: &'m dyn PhysMem,
@@ -69,7 +69,7 @@ impl<'m> Memory<'m> {
         granule: Granule,
     ) -> Result<Self, Errno> {
         let order = block_order(granule);
-        let zero = frames.alloc(order).map_err(|_| Errno::ENOMEM)?;
+        let zero = frames.alloc(order).map_err(|_| Errno::OutOfMemory)?;
         contents.clear(&zero);
         Ok(Self { frames, contents, tables, granule, zero, objects: Mutex::new(Vec::new()) })
     }
@@ -101,7 +101,7 @@ impl<'m> Memory<'m> {
 
     /// A zeroed folio of this order.
     pub(crate) fn alloc_zeroed(&self, order: u8) -> Result<Folio<'m>, Errno> {
-        let folio = self.frames.alloc(order).map_err(|_| Errno::ENOMEM)?;
+        let folio = self.frames.alloc(order).map_err(|_| Errno::OutOfMemory)?;
         self.contents.clear(&folio);
         Ok(folio)
     }

@@ -52,7 +52,7 @@ impl<'m> Shared<'m> {
         let place = match objects.iter().position(|object| object.users == 0) {
             Some(place) => place,
             None => {
-                objects.try_reserve(1).map_err(|_| Errno::ENOMEM)?;
+                objects.try_reserve(1).map_err(|_| Errno::OutOfMemory)?;
                 objects.push(Object::default());
                 objects.len() - 1
             }

@@ -105,7 +105,7 @@ fn stack(
     let initial = InitialStack { argv, envp, path, program, random: seed, hwcap: hwcap() };
     let size = initial.size().map_err(|_| Errno::E2BIG)?;
     let mut bytes = Vec::new();
-    bytes.try_reserve_exact(size).map_err(|_| Errno::ENOMEM)?;
+    bytes.try_reserve_exact(size).map_err(|_| Errno::OutOfMemory)?;
     bytes.resize(size, 0);
     initial.write(STACK_TOP, &mut bytes);
     let sp = STACK_TOP - size as u64;
@@ -135,7 +135,7 @@ pub(crate) fn execve(task: &Arc<Task>, frame: &mut TrapFrame, args: [u64; 6]) ->
     let envp = strings(task, envp, &mut budget)?;
     // Without arguments there is one, that is empty, as on Linux.
     if argv.is_empty() {
-        argv.try_reserve(1).map_err(|_| Errno::ENOMEM)?;
+        argv.try_reserve(1).map_err(|_| Errno::OutOfMemory)?;
         argv.push(Vec::new());
     }
     let image = image(&path, &argv, &envp)?;
@@ -175,7 +175,7 @@ fn strings(task: &Arc<Task>, pointers: u64, budget: &mut usize) -> Result<String
             other => other,
         })?;
         *budget = budget.checked_sub(string.len() + 1 + 8).ok_or(Errno::E2BIG)?;
-        strings.try_reserve(1).map_err(|_| Errno::ENOMEM)?;
+        strings.try_reserve(1).map_err(|_| Errno::OutOfMemory)?;
         strings.push(string);
         at = at.checked_add(8).ok_or(Errno::EFAULT)?;
     }

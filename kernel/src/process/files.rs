@@ -45,7 +45,7 @@ impl Files {
     /// 0, 1 and 2: the console.
     ///
     /// # Errors
-    /// [`Errno::ENOMEM`]
+    /// [`Errno::OutOfMemory`]
     pub(crate) fn new() -> Result<Self, Errno> {
         let console = Descriptor { open: shared(Open::Console)?, close_on_exec: false };
         Ok(Self([Some(console.clone()), Some(console.clone()), Some(console)].into_iter().collect()))
@@ -78,7 +78,7 @@ impl Files {
 }
 
 fn shared(open: Open) -> Result<Arc<Open>, Errno> {
-    heap::try_arc(open).ok_or(Errno::ENOMEM)
+    heap::try_arc(open).ok_or(Errno::OutOfMemory)
 }
 
 fn open_file(task: &Task, fd: u64) -> Result<Arc<Open>, Errno> {
@@ -107,7 +107,7 @@ mod flags {
 
 fn join(start: &[u8], path: &[u8]) -> Result<Vec<u8>, Errno> {
     let mut joined = Vec::new();
-    joined.try_reserve_exact(start.len() + 1 + path.len()).map_err(|_| Errno::ENOMEM)?;
+    joined.try_reserve_exact(start.len() + 1 + path.len()).map_err(|_| Errno::OutOfMemory)?;
     joined.extend_from_slice(start);
     joined.push(b'/');
     joined.extend_from_slice(path);

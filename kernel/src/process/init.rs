@@ -48,7 +48,7 @@ pub(crate) fn run(path: &[u8], argv: &[Vec<u8>], envp: &[Vec<u8>]) -> Result<Sta
         exit_signal: Signal::SIGCHLD as u8,
         clear_child_tid: 0,
         thread_pointer: 0,
-        name: heap::try_copy(path).ok_or(Errno::ENOMEM)?,
+        name: heap::try_copy(path).ok_or(Errno::OutOfMemory)?,
         files: Files::new()?,
         vfork_parent: None,
     };

@@ -75,7 +75,7 @@ pub(crate) fn start_init(begin: Begin, space: Arc<Space>, frame: &TrapFrame) -> 
     {
         let mut table = table();
         assert!(table.processes.is_empty(), "a second init");
-        table.processes.try_reserve_exact(MAX_TASKS).map_err(|_| Errno::ENOMEM)?;
+        table.processes.try_reserve_exact(MAX_TASKS).map_err(|_| Errno::OutOfMemory)?;
         table.last = INIT;
         table.insert(task.clone());
     }
@@ -170,7 +170,7 @@ pub(crate) fn clone(task: &Arc<Task>, frame: &TrapFrame, args: [u64; 6]) -> Resu
         exit_signal: (flags & CSIGNAL) as u8,
         clear_child_tid: if has(CLONE_CHILD_CLEARTID) { child_tid } else { 0 },
         thread_pointer: if has(CLONE_SETTLS) { tls } else { arch::aarch64::task::thread_pointer() },
-        name: heap::try_copy(&task.name.lock()).ok_or(Errno::ENOMEM)?,
+        name: heap::try_copy(&task.name.lock()).ok_or(Errno::OutOfMemory)?,
         files: task.files.lock().clone(),
         vfork_parent: has(CLONE_VFORK).then(|| task.clone()),
     };
@@ -178,9 +178,9 @@ pub(crate) fn clone(task: &Arc<Task>, frame: &TrapFrame, args: [u64; 6]) -> Resu
     // Neither can be undone for the child, so before it runs. As on Linux a fault here changes nothing; but there is no child
     // that does not know its number for want of memory.
     if has(CLONE_CHILD_SETTID)
-        && let Err(Errno::ENOMEM) = childs.write(child_tid, &pid.to_le_bytes())
+        && let Err(Errno::OutOfMemory) = childs.write(child_tid, &pid.to_le_bytes())
     {
-        return Err(Errno::ENOMEM);
+        return Err(Errno::OutOfMemory);
     }
     if has(CLONE_PARENT_SETTID) {
         let _ = uaccess::write(task, parent_tid, &pid.to_le_bytes());

@@ -107,7 +107,7 @@ impl Task {
     /// A task that will enter EL0 with the registers in `frame`.
     ///
     /// # Errors
-    /// [`Errno::EAGAIN`] where there are as many as there may be, [`Errno::ENOMEM`].
+    /// [`Errno::EAGAIN`] where there are as many as there may be, [`Errno::OutOfMemory`].
     pub(crate) fn new(
         begin: Begin,
         space: Arc<Space>,
@@ -138,7 +138,7 @@ impl Task {
             #[cfg(feature = "selftest")]
             fail_nth: FailNth::new(),
         })
-        .ok_or(Errno::ENOMEM)
+        .ok_or(Errno::OutOfMemory)
     }
 
     /// Its address space, unless it has ended.

@@ -18,13 +18,13 @@ const BATCH: u64 = 32;
 
 /// An error that may be for want of memory.
 pub(crate) trait MayBeMemory {
-    /// Whether it is the error that says so.
+    /// Whether it is that.
     fn is_memory(&self) -> bool;
 }
 
 impl MayBeMemory for Errno {
     fn is_memory(&self) -> bool {
-        *self == Self::ENOMEM
+        *self == Self::OutOfMemory
     }
 }
 

@@ -27,11 +27,11 @@ static TABLES: Tables = Tables;
 /// Prepares the memory of processes.
 ///
 /// # Errors
-/// [`Errno::ENOMEM`]
+/// [`Errno::OutOfMemory`]
 pub(crate) fn init(policy: ThpPolicy) -> Result<(), Errno> {
     POLICY.call_once(|| policy);
     // Each task has one, and makes another one at times.
-    SPACES.lock().try_reserve(2 * MAX_TASKS).map_err(|_| Errno::ENOMEM)?;
+    SPACES.lock().try_reserve(2 * MAX_TASKS).map_err(|_| Errno::OutOfMemory)?;
     MEMORY.try_call_once(|| Memory::new(memory::frames(), &Contents, &TABLES, GRANULE)).map(|_| ())
 }
 
@@ -80,7 +80,7 @@ impl Space {
     /// One in which nothing is mapped.
     ///
     /// # Errors
-    /// [`Errno::ENOMEM`]
+    /// [`Errno::OutOfMemory`]
     pub(crate) fn new() -> Result<Arc<Self>, Errno> {
         let policy = *POLICY.get().expect("processes begin after their memory is prepared");
         Self::list(AddressSpace::new(empty()?, memory(), policy))
@@ -89,7 +89,7 @@ impl Space {
     /// A child's.
     ///
     /// # Errors
-    /// [`Errno::ENOMEM`]
+    /// [`Errno::OutOfMemory`]
     pub(crate) fn fork(&self) -> Result<Arc<Self>, Errno> {
         Self::list(self.0.fork(empty()?)?)
     }
@@ -97,11 +97,11 @@ impl Space {
     fn list(space: AddressSpace<'static, Hardware<LinearMap>>) -> Result<Arc<Self>, Errno> {
         static LAST: AtomicU64 = AtomicU64::new(0);
         let id = LAST.fetch_add(1, Ordering::Relaxed) + 1;
-        let space = heap::try_arc(Self(space, Listed(id))).ok_or(Errno::ENOMEM)?;
+        let space = heap::try_arc(Self(space, Listed(id))).ok_or(Errno::OutOfMemory)?;
         let mut spaces = SPACES.lock();
         if spaces.try_reserve(1).is_err() {
             drop(spaces);
-            return Err(Errno::ENOMEM);
+            return Err(Errno::OutOfMemory);
         }
         let index = spaces.partition_point(|(other, _)| *other < id);
         spaces.insert(index, (id, Arc::downgrade(&space)));
@@ -111,7 +111,7 @@ impl Space {
 }
 
 fn empty() -> Result<UserMm, Errno> {
-    let root = TABLES.alloc_table(GRANULE.start_level(VA_BITS)).ok_or(Errno::ENOMEM)?;
+    let root = TABLES.alloc_table(GRANULE.start_level(VA_BITS)).ok_or(Errno::OutOfMemory)?;
     // SAFETY: its tables are pages of the allocator, which are in the linear map.
     let hardware = Hardware(unsafe { LinearMap::new() });
     Ok(Mm::new_user(hardware, root, memory::frames()))

@@ -27,7 +27,7 @@ impl KernelStack {
     /// A stack.
     ///
     /// # Errors
-    /// [`Errno::EAGAIN`] where there are [`MAX_TASKS`] already, [`Errno::ENOMEM`].
+    /// [`Errno::EAGAIN`] where there are [`MAX_TASKS`] already, [`Errno::OutOfMemory`].
     pub(crate) fn new() -> Result<Self, Errno> {
         let mut free = FREE.lock();
         if let Some(index) = free.pop() {
@@ -37,7 +37,7 @@ impl KernelStack {
         if index == MAX_TASKS {
             return Err(Errno::EAGAIN);
         }
-        vm::map_task_stack(index).map_err(|_| Errno::ENOMEM)?;
+        vm::map_task_stack(index).map_err(|_| Errno::OutOfMemory)?;
         MADE.store(index + 1, Ordering::Relaxed);
         Ok(Self { index })
     }

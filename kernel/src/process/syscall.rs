@@ -63,7 +63,7 @@ fn perform(task: &Arc<Task>, frame: &mut TrapFrame) -> Result<u64, Errno> {
         // getpid, gettid: a process has one thread.
         172 | 178 => Ok(task.pid as u64),
         173 => Ok(task.parent() as u64),
-        214 => Ok(task.own_space().brk(a0)),
+        214 => memory::brk(task, a0),
         215 => task.own_space().munmap(a0, a1).map(|()| 0),
         216 => task.own_space().mremap(a0, a1, a2, a3, args[4]),
         220 => life::clone(task, frame, args),

@@ -88,7 +88,7 @@ pub(crate) fn read_string(task: &Arc<Task>, va: u64, limit: usize) -> Result<Vec
         if string.len() + piece.len() >= limit {
             return Err(Errno::ENAMETOOLONG);
         }
-        string.try_reserve(piece.len()).map_err(|_| Errno::ENOMEM)?;
+        string.try_reserve(piece.len()).map_err(|_| Errno::OutOfMemory)?;
         string.extend_from_slice(piece);
         if end.is_some() {
             return Ok(string);

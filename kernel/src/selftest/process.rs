@@ -164,7 +164,7 @@ pub(crate) fn memory_is_short(_: &Context<'_>) -> TestResult {
         match result {
             Ok(Status::Exited(0)) => succeeded += 1,
             Ok(Status::Killed(9)) => killed += 1,
-            Ok(Status::Exited(12)) | Err(Errno::ENOMEM | Errno::EAGAIN) => refused += 1,
+            Ok(Status::Exited(12)) | Err(Errno::OutOfMemory | Errno::EAGAIN) => refused += 1,
             other => check!(false, "with {before} frames: {other:?}"),
         }
         let after = available();

@@ -36,7 +36,8 @@ impl<'m, M: Mmu> AddressSpace<'m, M> {
     /// # Errors
     /// - `EINVAL`: an unknown advice; `addr` is not a multiple of the page size; the range wraps; `FREE` of memory that is
     ///   another's; `POPULATE_*` of memory that may not be accessed so.
-    /// - `ENOMEM`: some of it is not mapped; no memory to populate it.
+    /// - `ENOMEM`: some of it is not mapped.
+    /// - [`OutOfMemory`](Errno::OutOfMemory): none to populate it; what comes before was populated.
     /// - `EFAULT`: populating meets the end of a file.
     pub fn madvise(&self, addr: u64, len: u64, advice: i32) -> Result<(), Errno> {
         let known = matches!(advice, MADV_NORMAL..=MADV_DONTNEED | MADV_FREE | MADV_COLD)
@@ -133,7 +134,7 @@ impl<'m, M: Mmu> AddressSpace<'m, M> {
             let done = match self.populated(vma, at, chosen) {
                 0 => {
                     self.fault_in(vma, at, chosen).map_err(|fault| match fault {
-                        Fault::OutOfMemory => Errno::ENOMEM,
+                        Fault::OutOfMemory => Errno::OutOfMemory,
                         Fault::Bus | Fault::Segv { .. } => Errno::EFAULT,
                     })?;
                     1

@@ -18,7 +18,7 @@ impl<'m, M: Mmu> AddressSpace<'m, M> {
     /// *Maintenance:* one flush for each last-level table of the parent that has private memory that it could write to.
     ///
     /// # Errors
-    /// [`Errno::ENOMEM`]; all that the child had is given back, `child`'s root table too.
+    /// [`Errno::OutOfMemory`]; [`Errno::ENOMEM`] where a folio has more mappings than can be counted. All that the child had is given back, `child`'s root table too.
     pub fn fork(&self, child: Mm<'m, M>) -> Result<Self, Errno> {
         let child = Self::new(child, self.memory, self.policy);
         let map = self.write_map();
@@ -31,7 +31,7 @@ impl<'m, M: Mmu> AddressSpace<'m, M> {
                 let start = VirtAddr::new(range.start);
                 // Nobody else knows the child: its lock comes after any of the parent's.
                 let mut of_child =
-                    child.mm.lock_table(start, self.memory.tables()).map_err(|_| Errno::ENOMEM)?;
+                    child.mm.lock_table(start, self.memory.tables()).map_err(|_| Errno::OutOfMemory)?;
                 self.for_each_batch(guard, range, |guard, batch| self.share(guard, &mut of_child, batch))
             })?;
         }

@@ -45,7 +45,8 @@ impl<'m, M: Mmu> AddressSpace<'m, M> {
     /// As Linux's `mmap`:
     /// - `EINVAL`: `len` is 0; the offset or a fixed address is not a multiple of the page size; neither shared nor private;
     ///   memory in huge pages, or shared memory that grows.
-    /// - `ENOMEM`: no room, no memory, too many mappings; a range that wraps or is beyond the end.
+    /// - `ENOMEM`: no room, too many mappings; a range that wraps or is beyond the end.
+    /// - [`OutOfMemory`](Errno::OutOfMemory).
     /// - `EOVERFLOW`: beyond the largest offset that a file may have, 2^63 - 1.
     /// - `EEXIST`: something is mapped at an address that is not to be replaced.
     /// - `EPERM`: a fixed address below 64 KiB.
@@ -103,7 +104,7 @@ impl<'m, M: Mmu> AddressSpace<'m, M> {
         map.vmas.insert(Vma { start, end: range.end, prot, backing });
         drop(map);
         if flags & (MAP_POPULATE | MAP_LOCKED) != 0 && flags & MAP_NONBLOCK == 0 {
-            // As far as it goes; what does not will fault.
+            // As far as it goes; what does not will fault. Who has memory given back populates by `madvise`.
             let _ = self.populate(&range, None);
         }
         Ok(start)
@@ -164,7 +165,8 @@ impl<'m, M: Mmu> AddressSpace<'m, M> {
     ///
     /// # Errors
     /// - `EINVAL`: `addr` is not a multiple of the page size, `len` is 0, or the range wraps or is beyond the end.
-    /// - `ENOMEM`: too many mappings, or no memory for one more.
+    /// - `ENOMEM`: too many mappings.
+    /// - [`OutOfMemory`](Errno::OutOfMemory), for one more.
     pub fn munmap(&self, addr: u64, len: u64) -> Result<(), Errno> {
         let range = Self::user_range(addr, len).filter(|range| !range.is_empty()).ok_or(Errno::EINVAL)?;
         let mut map = self.write_map();
@@ -196,38 +198,40 @@ impl<'m, M: Mmu> AddressSpace<'m, M> {
 
     /// Moves the end of the heap, as `brk` does. Returns where it is then: where it was, if it can't be moved, as Linux's
     /// system call does.
-    pub fn brk(&self, addr: u64) -> u64 {
+    ///
+    /// # Errors
+    /// [`Errno::OutOfMemory`]: it is where it was.
+    pub fn brk(&self, addr: u64) -> Result<u64, Errno> {
         let mut map = self.write_map();
         match self.move_brk(&mut map, addr) {
-            Some(()) => {
-                map.brk = addr;
-                addr
-            }
-            None => map.brk,
+            Ok(()) => map.brk = addr,
+            Err(Errno::OutOfMemory) => return Err(Errno::OutOfMemory),
+            Err(_) => {}
         }
+        Ok(map.brk)
     }
 
-    fn move_brk(&self, map: &mut Map<'m>, addr: u64) -> Option<()> {
+    fn move_brk(&self, map: &mut Map<'m>, addr: u64) -> Result<(), Errno> {
         if addr < map.brk_start || addr > TASK_SIZE {
-            return None;
+            return Err(Errno::ENOMEM);
         }
-        let old = map.brk.checked_next_multiple_of(Self::PAGE)?;
-        let new = addr.checked_next_multiple_of(Self::PAGE)?;
+        let page = |addr: u64| addr.checked_next_multiple_of(Self::PAGE).ok_or(Errno::ENOMEM);
+        let (old, new) = (page(map.brk)?, page(addr)?);
         if new < old {
             let range = new..old;
-            map.vmas.reserve(&range, 0).ok()?;
+            map.vmas.reserve(&range, 0)?;
             self.unmap_range(map, &range);
         } else if new > old {
             let range = old..new;
             // A page is left before what comes next.
             let guarded = old..(new + Self::PAGE);
             if new > TASK_SIZE - Self::PAGE || !map.vmas.is_free(&guarded) {
-                return None;
+                return Err(Errno::ENOMEM);
             }
-            map.vmas.reserve(&range, 1).ok()?;
+            map.vmas.reserve(&range, 1)?;
             let prot = Prot::READ | Prot::WRITE;
             map.vmas.insert(Vma { start: old, end: new, prot, backing: Backing::Anonymous });
         }
-        Some(())
+        Ok(())
     }
 }

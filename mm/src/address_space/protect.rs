@@ -28,7 +28,8 @@ impl<'m, M: Mmu> AddressSpace<'m, M> {
     ///
     /// # Errors
     /// - `EINVAL`: `addr` is not a multiple of the page size, or `prot` has unknown bits.
-    /// - `ENOMEM`: the range wraps; something in it is not mapped; no memory for the mappings, or too many of them.
+    /// - `ENOMEM`: the range wraps; something in it is not mapped; too many mappings.
+    /// - [`OutOfMemory`](Errno::OutOfMemory), for the mappings.
     /// - `EACCES`: writable, of a shared mapping of a file that is not.
     pub fn mprotect(&self, addr: u64, len: u64, prot: u64) -> Result<(), Errno> {
         if !addr.is_multiple_of(Self::PAGE)

@@ -44,7 +44,8 @@ impl<'m, M: Mmu> AddressSpace<'m, M> {
     /// - `EINVAL`: unknown flags or those that don't go together; an address that is not a multiple of the page size; a new
     ///   length of 0; new and old range overlap; a new range that is beyond the end; a copy (old length 0) of private memory.
     /// - `EFAULT`: not mapped, or not as one mapping.
-    /// - `ENOMEM`: it can't grow where it is, and may not move; no room, no memory, too many mappings.
+    /// - `ENOMEM`: it can't grow where it is, and may not move; no room, too many mappings.
+    /// - [`OutOfMemory`](Errno::OutOfMemory), for tables or mappings.
     pub fn mremap(&self, addr: u64, len: u64, new_len: u64, flags: u64, new_addr: u64) -> Result<u64, Errno> {
         let has = |flag| flags & flag != 0;
         let unknown = flags & !(MREMAP_MAYMOVE | MREMAP_FIXED | MREMAP_DONTUNMAP) != 0;
@@ -192,13 +193,13 @@ impl<'m, M: Mmu> AddressSpace<'m, M> {
             if what.whole_tables(Self::TABLE).contains(&start) {
                 // The table itself moves.
                 let va = VirtAddr::new(start - what.from + what.to);
-                self.mm.make_tables_above(va, tables).map_err(|_| Errno::ENOMEM)?;
+                self.mm.make_tables_above(va, tables).map_err(|_| Errno::OutOfMemory)?;
                 at = end;
                 continue;
             }
             for va in [start, end - 1] {
                 let va = VirtAddr::new(va - what.from + what.to);
-                drop(self.mm.lock_table(va, tables).map_err(|_| Errno::ENOMEM)?);
+                drop(self.mm.lock_table(va, tables).map_err(|_| Errno::OutOfMemory)?);
             }
             at = end;
         }

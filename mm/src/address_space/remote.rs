@@ -14,7 +14,7 @@ impl<'m, M: Mmu> AddressSpace<'m, M> {
     /// Reads memory of the process as it would itself.
     ///
     /// # Errors
-    /// [`Errno::EFAULT`], where some of it may not be read; [`Errno::ENOMEM`].
+    /// [`Errno::EFAULT`], where some of it may not be read; [`Errno::OutOfMemory`].
     pub fn read(&self, va: u64, into: &mut [u8]) -> Result<(), Errno> {
         let mut done = 0;
         while done < into.len() {
@@ -30,7 +30,7 @@ impl<'m, M: Mmu> AddressSpace<'m, M> {
     /// Writes memory of the process as it would itself. What may be executed too is made visible to instruction fetches.
     ///
     /// # Errors
-    /// [`Errno::EFAULT`], where some of it may not be written; [`Errno::ENOMEM`]. What comes before it was written.
+    /// [`Errno::EFAULT`], where some of it may not be written; [`Errno::OutOfMemory`]. What comes before it was written.
     pub fn write(&self, va: u64, from: &[u8]) -> Result<(), Errno> {
         let mut done = 0;
         while done < from.len() {
@@ -73,7 +73,7 @@ impl<'m, M: Mmu> AddressSpace<'m, M> {
                 return Ok(());
             }
             self.fault_in(vma, at, access).map_err(|fault| match fault {
-                Fault::OutOfMemory => Errno::ENOMEM,
+                Fault::OutOfMemory => Errno::OutOfMemory,
                 Fault::Bus | Fault::Segv { .. } => Errno::EFAULT,
             })?;
         }

@@ -20,17 +20,17 @@ impl<'m> Chunk<'m> {
     /// One without mappings.
     ///
     /// # Errors
-    /// [`Errno::ENOMEM`]
+    /// [`Errno::OutOfMemory`]
     pub(super) fn new() -> Result<Self, Errno> {
         let mut vmas = Vec::new();
-        vmas.try_reserve_exact(CHUNK).map_err(|_| Errno::ENOMEM)?;
+        vmas.try_reserve_exact(CHUNK).map_err(|_| Errno::OutOfMemory)?;
         Ok(Self { vmas, widest: 0 })
     }
 
     /// The same mappings.
     ///
     /// # Errors
-    /// [`Errno::ENOMEM`]
+    /// [`Errno::OutOfMemory`]
     pub(super) fn try_clone(&self) -> Result<Self, Errno> {
         let mut clone = Self::new()?;
         clone.vmas.extend(self.vmas.iter().cloned());

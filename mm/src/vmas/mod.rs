@@ -93,14 +93,14 @@ impl<'m> Vmas<'m> {
     /// Makes room for a change that cuts mappings at both ends of a range and adds `more`.
     ///
     /// # Errors
-    /// [`Errno::ENOMEM`], also beyond [`MAX_MAP_COUNT`].
+    /// [`Errno::ENOMEM`] beyond [`MAX_MAP_COUNT`]; [`Errno::OutOfMemory`].
     pub(crate) fn reserve(&mut self, range: &Range<u64>, more: usize) -> Result<(), Errno> {
         let cuts = [range.start, range.end].into_iter().filter(|&at| self.is_inside(at)).count();
         // Linux refuses one that has more than it may when it begins.
         if self.count + cuts + more > MAX_MAP_COUNT {
             return Err(Errno::ENOMEM);
         }
-        self.chunks.try_reserve(SPARE).map_err(|_| Errno::ENOMEM)?;
+        self.chunks.try_reserve(SPARE).map_err(|_| Errno::OutOfMemory)?;
         while !self.spare.is_full() {
             self.spare.push(Chunk::new()?);
         }
@@ -263,10 +263,10 @@ impl<'m> Vmas<'m> {
     /// The same mappings, for a child.
     ///
     /// # Errors
-    /// [`Errno::ENOMEM`]
+    /// [`Errno::OutOfMemory`]
     pub(crate) fn try_clone(&self) -> Result<Self, Errno> {
         let mut clone = Self::new(self.page_shift);
-        clone.chunks.try_reserve_exact(self.chunks.len()).map_err(|_| Errno::ENOMEM)?;
+        clone.chunks.try_reserve_exact(self.chunks.len()).map_err(|_| Errno::OutOfMemory)?;
         for chunk in &self.chunks {
             clone.chunks.push(chunk.try_clone()?);
         }

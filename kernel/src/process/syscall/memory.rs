@@ -10,8 +10,18 @@ use mm::mman::{
 use mm::{Errno, TASK_SIZE};
 
 use crate::process::sched::Outcome;
-use crate::process::{Task, files, sched, uaccess};
+use crate::process::{Task, files, reclaim, sched, uaccess};
 use crate::vm::PAGE;
+
+/// `brk(addr)`: where the end of the heap is then.
+///
+/// # Errors
+/// None, as on Linux: without memory it is where it was.
+pub(super) fn brk(task: &Arc<Task>, addr: u64) -> Result<u64, Errno> {
+    let space = task.own_space();
+    // Below the heap's beginning nothing is moved, and so no memory wanted.
+    reclaim::retrying(|| space.brk(addr)).or_else(|_| space.brk(0))
+}
 
 /// `mmap(addr, length, prot, flags, fd, offset)`
 ///
@@ -56,7 +66,7 @@ fn populate(task: &Arc<Task>, range: Range<u64>, advice: i32) -> Result<(), Errn
     let mut at = range.start;
     loop {
         let bytes = (range.end - at).min(PIECE);
-        space.madvise(at, bytes, advice)?;
+        reclaim::retrying(|| space.madvise(at, bytes, advice))?;
         at += bytes;
         if at == range.end {
             return Ok(());

@@ -26,7 +26,7 @@ impl<'m, G: GranuleType + Sync> World<'m, G> {
             Step::Advise { at, advice } => self.advise(process, &self.mapped_range(process, at), advice),
             Step::Fork { child } if child != process => {
                 let result = self.fork(cpu, process, child);
-                assert!(result.is_ok() || result == Err(Errno::ENOMEM) && self.is_short(), "{result:?}");
+                assert!(result.is_ok() || result == Err(Errno::OutOfMemory) && self.is_short(), "{result:?}");
             }
             Step::Fork { .. } => {}
             Step::Exit => self.exit(cpu, process),
@@ -152,12 +152,14 @@ impl<'m, G: GranuleType + Sync> World<'m, G> {
         }
         let moved = match result {
             Err(Errno::ENOMEM) => {
-                // It may not move, and can't grow; or memory was short for tables.
+                // It may not move, and can't grow.
                 let at_end = !reference.is_joined(kept.end)
                     && (kept.end..start + new_len).all(|page| reference.get(page).is_none());
                 let grows = flags & MREMAP_MAYMOVE == 0 && !at_end;
-                return assert!(grows || self.is_short(), "mremap of {range:x?} to {new_len} with {flags}");
+                return assert!(grows, "mremap of {range:x?} to {new_len} with {flags}");
             }
+            // For tables.
+            Err(Errno::OutOfMemory) => return assert!(self.is_short(), "no memory for a mremap"),
             Err(errno) => panic!("mremap of {range:x?} to {target:x?} with {flags}: {errno}"),
             Ok(va) => va / G::GRANULE.page_size(),
         };
@@ -191,11 +193,12 @@ impl<'m, G: GranuleType + Sync> World<'m, G> {
             let first = range.clone().find_map(|page| self.expected(process, page, access).err());
             let expected = match first {
                 None => Ok(()),
-                Some(Fault::Segv { mapped: false }) | Some(Fault::OutOfMemory) => Err(Errno::ENOMEM),
+                Some(Fault::Segv { mapped: false }) => Err(Errno::ENOMEM),
+                Some(Fault::OutOfMemory) => unreachable!("nothing is expected to be for want of memory"),
                 Some(Fault::Segv { mapped: true }) => Err(Errno::EINVAL),
                 Some(Fault::Bus) => Err(Errno::EFAULT),
             };
-            let short = result == Err(Errno::ENOMEM) && self.is_short();
+            let short = result == Err(Errno::OutOfMemory) && self.is_short();
             assert!(result == expected || short, "populating {range:x?} is {result:?}, not {expected:?}");
             return;
         }
@@ -232,7 +235,7 @@ impl<'m, G: GranuleType + Sync> World<'m, G> {
     /// # Errors
     /// What fork says.
     pub fn fork(&mut self, cpu: usize, parent: usize, child: usize) -> Result<(), Errno> {
-        let mm = self.new_mm().ok_or(Errno::ENOMEM)?;
+        let mm = self.new_mm().ok_or(Errno::OutOfMemory)?;
         let parent = &self.processes[parent];
         let mut new = self.new_process(mm, |mm| parent.space.fork(mm))?;
         new.reference = parent.reference.clone();
@@ -246,7 +249,7 @@ impl<'m, G: GranuleType + Sync> World<'m, G> {
         match (result, self.expected(process, page, mm::Access::Write)) {
             (Ok(()), Ok(())) => self.wrote(process, page, token),
             (Err(Errno::EFAULT), Err(_)) => {}
-            (Err(Errno::ENOMEM), _) if self.is_short() => {}
+            (Err(Errno::OutOfMemory), _) if self.is_short() => {}
             (result, expected) => panic!("write to {page:#x} is {result:?}, not {expected:?}"),
         }
     }
@@ -257,7 +260,7 @@ impl<'m, G: GranuleType + Sync> World<'m, G> {
         match (result, self.expected(process, page, mm::Access::Read)) {
             (Ok(()), Ok(())) => self.saw(process, page, u32::from_le_bytes(bytes)),
             (Err(Errno::EFAULT), Err(_)) => {}
-            (Err(Errno::ENOMEM), _) if self.is_short() => {}
+            (Err(Errno::OutOfMemory), _) if self.is_short() => {}
             (result, expected) => panic!("read of {page:#x} is {result:?}, not {expected:?}"),
         }
     }

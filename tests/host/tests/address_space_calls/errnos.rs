@@ -57,6 +57,7 @@ fn errnos_have_linux_numbers() {
     assert_eq!(numbers.map(|(errno, _)| errno).as_slice(), mm::ERRNOS);
     assert!(numbers.iter().all(|&(errno, number)| errno.number() == number));
     assert_eq!(ENOMEM.to_string(), "ENOMEM (12)");
+    assert_eq!(OutOfMemory.number(), 12);
 }
 
 mod inner {

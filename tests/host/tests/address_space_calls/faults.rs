@@ -386,22 +386,22 @@ mod inner {
         let space = &world.processes[0].space;
         let start = at(world, 0) + 5;
         space.set_brk_start(start);
-        assert_eq!(space.brk(0), start);
-        assert_eq!(space.brk(start - 1), start);
+        assert_eq!(space.brk(0), Ok(start));
+        assert_eq!(space.brk(start - 1), Ok(start));
         // The rest of a page is there only once the first page behind it is.
-        assert_eq!(space.brk(start + va(2 * block)), start + va(2 * block));
+        assert_eq!(space.brk(start + va(2 * block)), Ok(start + va(2 * block)));
         world.map(0, 2 * block + 3, 1, RW, PRIVATE);
         world.set_word(0, 2 * block, 3);
         assert_eq!(world.fault(0, 2 * block + 1, Access::Write), Err(Fault::Segv { mapped: false }));
         // A page is left before the next mapping.
-        assert_eq!(space.brk(at(world, 2 * block + 2)), at(world, 2 * block + 2));
-        assert_eq!(space.brk(at(world, 2 * block + 2) + 1), at(world, 2 * block + 2));
+        assert_eq!(space.brk(at(world, 2 * block + 2)), Ok(at(world, 2 * block + 2)));
+        assert_eq!(space.brk(at(world, 2 * block + 2) + 1), Ok(at(world, 2 * block + 2)));
         for far in [mm::TASK_SIZE, mm::TASK_SIZE + 1, u64::MAX] {
-            assert_eq!(space.brk(far), at(world, 2 * block + 2));
+            assert_eq!(space.brk(far), Ok(at(world, 2 * block + 2)));
         }
-        assert_eq!(space.brk(start), start);
+        assert_eq!(space.brk(start), Ok(start));
         assert_eq!(world.fault(0, 2 * block, Access::Read), Err(Fault::Segv { mapped: false }));
-        assert_eq!(space.brk(start + va(2 * block)), start + va(2 * block));
+        assert_eq!(space.brk(start + va(2 * block)), Ok(start + va(2 * block)));
         assert_eq!(world.word(0, 2 * block), 0);
     }
 

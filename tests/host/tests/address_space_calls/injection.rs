@@ -10,7 +10,7 @@ use super::{CORTEX_A72, Calls, NEOVERSE, PRIVATE, RW, SHARED, at};
 
 /// What is left undone where there is no memory for it.
 fn only_for_memory(result: Result<(), Errno>) {
-    assert!(matches!(result, Ok(()) | Err(Errno::ENOMEM)), "{result:?}");
+    assert!(matches!(result, Ok(()) | Err(Errno::OutOfMemory)), "{result:?}");
 }
 
 /// Some of everything that allocates.

@@ -174,7 +174,7 @@ mod inner {
             world.board.fail(after, true);
             let child: Result<AddressSpace<'_, _>, Errno> = world.processes[0].space.fork(mm);
             let failed = world.board.fail_no_more();
-            assert_eq!(child.as_ref().err(), (failed > 0).then_some(&Errno::ENOMEM));
+            assert_eq!(child.as_ref().err(), (failed > 0).then_some(&Errno::OutOfMemory));
             drop(child);
             assert_eq!((world.used(), world.board.live_tables()), (used, tables));
             // What was taken to be shared is not.

@@ -67,7 +67,7 @@ fn threads_at_once<G: GranuleType + Sync>(world: &mut World<'_, G>) {
                         let result = child.handle_fault(VirtAddr::new(first + va(block)), Access::Write);
                         assert!(matches!(result, Ok(_) | Err(Fault::OutOfMemory)), "{result:?}");
                     }
-                    Err(errno) => assert_eq!(errno, Errno::ENOMEM),
+                    Err(errno) => assert_eq!(errno, Errno::OutOfMemory),
                 }
             }
         });
