@@ -321,10 +321,27 @@ impl<'m, M: Mmu> Mm<'m, M> {
     /// *Maintenance:* of what leads to them, completely, before any of them is freed: by the form that is not for last-level
     /// entries alone, without a level.
     pub(crate) fn free_tables(&self, range: &Range<u64>, tables: &dyn UserTables) {
-        self.free_tables_below(self.root_table(), 0, range, tables);
+        self.free_tables_but(range, tables, &|_, _| false);
     }
 
-    fn free_tables_below(&self, table: Table<'_, M>, base: u64, range: &Range<u64>, tables: &dyn UserTables) {
+    /// The same, but for those that are needed, by what they translate and their level: one is, where one below it is.
+    pub(crate) fn free_tables_but(
+        &self,
+        range: &Range<u64>,
+        tables: &dyn UserTables,
+        needed: &dyn Fn(&Range<u64>, u8) -> bool,
+    ) {
+        self.free_tables_below(self.root_table(), 0, range, tables, needed);
+    }
+
+    fn free_tables_below(
+        &self,
+        table: Table<'_, M>,
+        base: u64,
+        range: &Range<u64>,
+        tables: &dyn UserTables,
+        needed: &dyn Fn(&Range<u64>, u8) -> bool,
+    ) {
         let size = M::GRANULE.level_size(table.level());
         let mut indices = Self::indices(table, base, range.start, range.end);
         let mut batch = ArrayVec::<_, TABLE_BATCH>::new();
@@ -332,9 +349,10 @@ impl<'m, M: Mmu> Mm<'m, M> {
             let va = base + index as u64 * size;
             if let Entry::Table(child) = table.entry(index) {
                 if child.level() != arch::granule::LAST_LEVEL {
-                    self.free_tables_below(Table::new(&self.mmu, child), va, range, tables);
+                    self.free_tables_below(Table::new(&self.mmu, child), va, range, tables, needed);
                 }
-                if range.start <= va && va + size <= range.end {
+                let span = va..va + size;
+                if range.start <= span.start && span.end <= range.end && !needed(&span, child.level()) {
                     table.set_leaf(index, PteValue::NONE);
                     batch.push((child, va));
                     if batch.is_full() {
@@ -353,27 +371,51 @@ impl<'m, M: Mmu> Mm<'m, M> {
         batch.drain(..).for_each(|(table, _)| tables.free_table(table));
     }
 
-    /// Moves the last-level table that translates the addresses from `from` on to where it translates those from `to` on, with
-    /// all that it maps; both are multiples of what a last-level table translates. Nobody else uses either meanwhile: the mmap_lock is
-    /// held for writing. `false` where it can't be moved: there is a table at `to`, or none at all above it.
+    /// Moves the last-level tables that translate `range`, and nothing else, to where they translate what begins at `to`, with
+    /// all that they map. Nobody else uses either meanwhile: the mmap_lock is held for writing.
     ///
-    /// *Maintenance:* of all that the table translated, and of what led to it, completely, before it translates anything else.
-    pub(crate) fn move_table(&self, from: VirtAddr, to: VirtAddr) -> bool {
-        let last = arch::granule::LAST_LEVEL;
-        let (Some(source), Some(target)) =
-            (self.table_of_level(from, last - 1), self.table_of_level(to, last - 1))
-        else {
-            return false;
+    /// *Maintenance:* of all that they translated, and of what led to them, completely, before they translate anything else: one
+    /// flush for each 32 of them.
+    ///
+    /// # Panics
+    /// Where one can't be moved: there is a table where it goes, or none above it.
+    pub(crate) fn move_tables(&self, range: &Range<u64>, to: u64) {
+        let mut unlinked = ArrayVec::<(TableFrame, u64), TABLE_BATCH>::new();
+        let mut at = range.start;
+        loop {
+            let next = self.next_table(at, range.end);
+            if next.is_none() || unlinked.is_full() {
+                tlb::flush_moved_tables(self, unlinked.iter().map(|(_, va)| VirtAddr::new(*va)));
+                unlinked.drain(..).for_each(|(table, va)| self.link(table, va - range.start + to));
+                self.mmu.publish();
+            }
+            let Some(va) = next else { return };
+            unlinked.push((self.unlink(va), va));
+            at = va + M::GRANULE.level_size(arch::granule::LAST_LEVEL - 1);
+        }
+    }
+
+    /// Takes a last-level table out of the one above it, which leads to it as what translates `va`.
+    fn unlink(&self, va: u64) -> TableFrame {
+        let (above, index) = self.above(va).expect("a table that was found");
+        let Entry::Table(table) = above.entry(index) else { panic!("no table translates {va:#x}") };
+        above.set_leaf(index, PteValue::NONE);
+        table
+    }
+
+    /// Lets a last-level table translate what is at `va`.
+    fn link(&self, table: TableFrame, va: u64) {
+        let Some((above, index)) = self.above(va) else {
+            panic!("there are no tables above that of {va:#x}")
         };
-        let (index, place) = (M::GRANULE.index(from.get(), last - 1), M::GRANULE.index(to.get(), last - 1));
-        let (Entry::Table(table), Entry::Invalid) = (source.entry(index), target.entry(place)) else {
-            return false;
-        };
-        source.set_leaf(index, PteValue::NONE);
-        tlb::flush_moved_table(self, from);
-        target.set_table(place, table);
-        self.mmu.publish();
-        true
+        assert!(matches!(above.entry(index), Entry::Invalid), "there is a table for {va:#x}");
+        above.set_table(index, table);
+    }
+
+    /// The table that leads to the last-level table of an address, and which of its entries does.
+    fn above(&self, va: u64) -> Option<(Table<'_, M>, usize)> {
+        let level = arch::granule::LAST_LEVEL - 1;
+        Some((self.table_of_level(VirtAddr::new(va), level)?, M::GRANULE.index(va, level)))
     }
 
     /// Locks the last-level tables that translate `first` and `second`, making what is missing: for who moves entries from

@@ -1,6 +1,6 @@
 //! TLB maintenance of one address space: which operations, how many, and in what order.
 //!
-//! Every function but `flush_tables` and `flush_moved_table` issues operations for leaf entries at level 3, with that level as a hint, for the
+//! Every function but `flush_tables` and `flush_moved_tables` issues operations for leaf entries at level 3, with that level as a hint, for the
 //! ASID of the mm (every ASID for the kernel's). Descriptor stores come first: [`Mmu::publish`] is issued before the first
 //! operation (DDI 0487, D8.16, RDDMVT).
 
@@ -62,18 +62,30 @@ pub(crate) fn flush_tables<M: Mmu>(mm: &Mm<'_, M>, tables: impl ExactSizeIterato
     mm.mmu().complete();
 }
 
-/// Invalidates all that the last-level table at `va`, its first address, translated, and what led to it, and waits until every
-/// CPU has done it.
-pub(crate) fn flush_moved_table<M: Mmu>(mm: &Mm<'_, M>, va: VirtAddr) {
+/// Invalidates all that last-level tables translated, of each of which the first address is given, and what led to them, and
+/// waits until every CPU has done it.
+pub(crate) fn flush_moved_tables<M: Mmu>(mm: &Mm<'_, M>, tables: impl ExactSizeIterator<Item = VirtAddr>) {
+    if tables.len() == 0 {
+        return;
+    }
     mm.mmu().publish();
     let Some(space) = mm.space() else { return };
-    let pages = M::GRANULE.entries() as u64;
-    match Tlbi::range(va, pages, space, false, M::GRANULE, None) {
-        Ok(operations) if mm.mmu().features().tlb_range => issue(mm, operations),
+    if mm.mmu().features().tlb_range {
+        tables.for_each(|va| issue_table(mm, space, va));
+    } else {
         // One by one they would be as many as that is for.
-        _ => issue_all(mm, space),
+        issue_all(mm, space);
     }
     mm.mmu().complete();
+}
+
+/// All that a last-level table translates, and what leads to it.
+fn issue_table<M: Mmu>(mm: &Mm<'_, M>, space: Space, va: VirtAddr) {
+    match Tlbi::range(va, M::GRANULE.entries() as u64, space, false, M::GRANULE, None) {
+        Ok(operations) => issue(mm, operations),
+        // Longer than a range can be.
+        Err(_) => issue_all(mm, space),
+    }
 }
 
 fn issue_range<M: Mmu>(mm: &Mm<'_, M>, space: Space, va: VirtAddr, pages: u64) {

@@ -2,6 +2,7 @@
 
 use core::ops::Range;
 
+use arch::granule::LAST_LEVEL;
 use arch::{Mmu, VirtAddr};
 
 use super::ranges::Batch;
@@ -17,8 +18,8 @@ struct Move {
     to: u64,
     len: u64,
     new_len: u64,
-    /// What is behind stays mapped, and empty.
-    keep: bool,
+    /// What is unmapped after it: what it left behind, and what it did not take along. Empty where that stays mapped, and empty.
+    unmapped: Range<u64>,
 }
 
 impl Move {
@@ -29,15 +30,21 @@ impl Move {
         let (first, last) = (self.from.next_multiple_of(size), end & !(size - 1));
         if self.from % size == self.to % size && first < last { first..last } else { end..end }
     }
+
+    /// Where it moves to.
+    fn target(&self) -> Range<u64> {
+        self.to..self.to + self.new_len
+    }
 }
 
 impl<'m, M: Mmu> AddressSpace<'m, M> {
     /// Grows, shrinks or moves a mapping, as `mremap` does. Returns where it is then. Where it has to move and may, it goes to
-    /// where its blocks can fold. What was mapped at a fixed new address is unmapped, even if there is no memory for the rest.
+    /// where its blocks can fold. What was mapped at a fixed new address is unmapped. Where it fails nothing has changed.
     ///
     /// Last-level tables that translate nothing else move as they are, where the addresses are congruent.
     ///
-    /// *Maintenance:* one flush for each table that moves, or pair of tables between which entries do, before either is released.
+    /// *Maintenance:* one flush for each 32 tables that move, before they translate anything else; one for each pair of tables
+    /// between which entries do, before either is released; and that of what is unmapped: see [`Self::munmap`].
     ///
     /// # Errors
     /// As Linux's `mremap`:
@@ -87,7 +94,7 @@ impl<'m, M: Mmu> AddressSpace<'m, M> {
             return Err(Errno::ENOMEM);
         }
         let to = self.place(&map, 0, new_len, 0, Some(addr))?;
-        self.move_mapping(&mut map, Move { from: addr, to, len, new_len, keep: false })?;
+        self.move_mapping(&mut map, &Move { from: addr, to, len, new_len, unmapped: addr..end })?;
         Ok(to)
     }
 
@@ -140,41 +147,38 @@ impl<'m, M: Mmu> AddressSpace<'m, M> {
         if old_end > to && to + new_len > addr {
             return Err(Errno::EINVAL);
         }
+        if len > new_len && old_end > TASK_SIZE {
+            return Err(Errno::EINVAL);
+        }
         let fixed = flags & MREMAP_FIXED != 0;
         if fixed {
             self.place(map, to, new_len, MAP_FIXED, None)?;
-            let target = to..to + new_len;
-            map.vmas.reserve(&target, 3)?;
-            self.unmap_range(map, &target);
         }
-        let len = if len > new_len {
-            self.shrink(map, addr, len, new_len)?;
-            new_len
-        } else {
-            len
-        };
-        Self::resizable(map, addr, len)?;
+        let moved = len.min(new_len);
+        Self::resizable(map, addr, moved)?;
         let to = if fixed { to } else { self.place(map, to, new_len, 0, Some(addr))? };
-        let keep = flags & MREMAP_DONTUNMAP != 0;
-        self.move_mapping(map, Move { from: addr, to, len, new_len, keep })?;
+        let unmapped = if flags & MREMAP_DONTUNMAP != 0 { addr..addr } else { addr..old_end };
+        self.move_mapping(map, &Move { from: addr, to, len: moved, new_len, unmapped })?;
         Ok(to)
     }
 
-    /// Moves what is mapped, in one mapping, to where nothing is.
-    fn move_mapping(&self, map: &mut Map<'m>, what: Move) -> Result<(), Errno> {
-        let Move { from, to, len, new_len, keep } = what;
-        let (old, new) = (from..from + len, to..to + new_len);
-        map.vmas.reserve(&old, 3)?;
+    /// Moves what is mapped, in one mapping, to where what is mapped is unmapped. All that may fail comes before that.
+    fn move_mapping(&self, map: &mut Map<'m>, what: &Move) -> Result<(), Errno> {
+        let Move { from, to, len, .. } = *what;
+        let new = what.target();
+        // The new one, and one each where something is unmapped from the middle of a mapping.
+        map.vmas.reserve(&(from..from + len), 3)?;
         let vma = map.vmas.find(from).expect("what is moved is mapped");
         let moved = Vma { start: new.start, end: new.end, ..Self::grown(vma, from, vma.end) };
-        if let Err(errno) = self.make_tables(&what) {
-            self.mm.free_tables(&map.vmas.gap_around(&new, TASK_SIZE), self.memory.tables());
+        if let Err(errno) = self.make_tables(what) {
+            self.free_tables_of_holes(map, &new);
             return Err(errno);
         }
-        self.move_entries(&what);
+        self.unmap_target(map, what);
+        self.move_entries(what);
         map.vmas.insert(moved);
-        if !keep && len != 0 {
-            self.unmap_range(map, &old);
+        if !what.unmapped.is_empty() {
+            self.unmap_range(map, &what.unmapped);
         }
         // What moved as whole tables is folded as it was.
         let whole = what.whole_tables(Self::TABLE);
@@ -184,42 +188,76 @@ impl<'m, M: Mmu> AddressSpace<'m, M> {
         Ok(())
     }
 
-    /// Makes the tables for what is to be moved.
+    /// Makes the tables for what is to be moved, above those that themselves move.
     fn make_tables(&self, what: &Move) -> Result<(), Errno> {
         let tables = self.memory.tables();
+        let whole = what.whole_tables(Self::TABLE);
+        let end = what.from + what.len;
         let mut at = what.from;
-        while let Some(start) = self.mm.next_table(at, what.from + what.len) {
-            let end = ((start | (Self::TABLE - 1)) + 1).min(what.from + what.len);
-            if what.whole_tables(Self::TABLE).contains(&start) {
-                // The table itself moves.
+        while let Some(start) = self.mm.next_table(at, end) {
+            at = ((start | (Self::TABLE - 1)) + 1).min(end);
+            if whole.contains(&start) {
                 let va = VirtAddr::new(start - what.from + what.to);
                 self.mm.make_tables_above(va, tables).map_err(|_| Errno::OutOfMemory)?;
-                at = end;
                 continue;
             }
-            for va in [start, end - 1] {
+            for va in [start, at - 1] {
                 let va = VirtAddr::new(va - what.from + what.to);
                 drop(self.mm.lock_table(va, tables).map_err(|_| Errno::OutOfMemory)?);
             }
-            at = end;
         }
         Ok(())
     }
 
-    /// Moves entries to tables that are there.
-    fn move_entries(&self, what: &Move) {
-        let end = what.from + what.len;
-        let mut at = what.from;
-        while let Some(start) = self.mm.next_table(at, end) {
-            let target = start - what.from + what.to;
-            if what.whole_tables(Self::TABLE).contains(&start)
-                && self.mm.move_table(VirtAddr::new(start), VirtAddr::new(target))
-            {
-                at = start + Self::TABLE;
-                continue;
+    /// Frees the tables that were made where nothing is mapped.
+    fn free_tables_of_holes(&self, map: &Map<'m>, range: &Range<u64>) {
+        let free = |hole: Range<u64>| {
+            if !hole.is_empty() {
+                self.mm.free_tables(&map.vmas.gap_around(&hole, TASK_SIZE), self.memory.tables());
             }
+        };
+        let mut at = range.start;
+        for vma in map.vmas.overlapping(range) {
+            free(at..vma.start.max(at));
+            at = vma.end;
+        }
+        free(at..range.end.max(at));
+    }
+
+    /// Unmaps what is mapped where something moves to, with the tables but for those that were made for it.
+    fn unmap_target(&self, map: &mut Map<'m>, what: &Move) {
+        let target = what.target();
+        if map.vmas.is_free(&target) {
+            return;
+        }
+        map.vmas.remove(&target);
+        self.zap(&target);
+        let whole = what.whole_tables(Self::TABLE);
+        let source = |va: u64| va.clamp(what.to, what.to + what.len) - what.to + what.from;
+        let needed = |span: &Range<u64>, level: u8| {
+            let part = source(span.start)..source(span.end);
+            let moves = level == LAST_LEVEL && whole.contains(&part.start);
+            !moves && self.mm.next_table(part.start, part.end).is_some()
+        };
+        let gap = map.vmas.gap_around(&target, TASK_SIZE);
+        self.mm.free_tables_but(&gap, self.memory.tables(), &needed);
+    }
+
+    /// Moves entries to tables that are there, and tables.
+    fn move_entries(&self, what: &Move) {
+        let whole = what.whole_tables(Self::TABLE);
+        self.move_between_tables(what, what.from..whole.start);
+        self.mm.move_tables(&whole, whole.start - what.from + what.to);
+        self.move_between_tables(what, whole.end..what.from + what.len);
+    }
+
+    /// Moves the entries of a part to tables that are there.
+    fn move_between_tables(&self, what: &Move, part: Range<u64>) {
+        let mut at = part.start;
+        while let Some(start) = self.mm.next_table(at, part.end) {
+            let target = start - what.from + what.to;
             let left = |va: u64| (va | (Self::TABLE - 1)) + 1 - va;
-            let range = start..end.min(start + left(start).min(left(target)));
+            let range = start..part.end.min(start + left(start).min(left(target)));
             let (from, to) = (VirtAddr::new(start), VirtAddr::new(target));
             let mut pair =
                 self.mm.lock_two_tables(from, to, self.memory.tables()).expect("tables that were made");

@@ -137,16 +137,12 @@ impl<'m, G: GranuleType + Sync> World<'m, G> {
         if (fixed || keep) && overlap {
             return assert_eq!(result, Err(Errno::EINVAL));
         }
-        if fixed {
-            reference.unmap(&target);
-        }
         let kept = start..start + len.min(new_len);
-        if len > new_len {
+        if len > new_len && !fixed {
             reference.unmap(&(kept.end..range.end));
-            if !fixed {
-                return assert_eq!(result, Ok(Self::va(start)));
-            }
+            return assert_eq!(result, Ok(Self::va(start)));
         }
+        // What fails has changed nothing.
         if !reference.is_one(&kept) {
             return assert_eq!(result, Err(Errno::EFAULT));
         }
@@ -165,6 +161,8 @@ impl<'m, G: GranuleType + Sync> World<'m, G> {
         };
         if fixed {
             assert_eq!(moved, target.start);
+            reference.unmap(&target);
+            reference.unmap(&(kept.end..range.end));
         }
         if moved != start {
             let free = (moved..moved + new_len).all(|page| reference.get(page).is_none());

@@ -90,6 +90,59 @@ fn each_allocation_fails<G: GranuleType + Sync>(setup: Setup, policy: ThpPolicy)
     }
 }
 
+/// A move to where something is mapped, for which tables are missing, of less than there is: where one is refused, all is as it
+/// was; and none is asked for after something has changed.
+fn a_move_that_fails_changes_nothing<G: GranuleType + Sync>() {
+    with_memory::<G>(CORTEX_A72, 24, ThpPolicy::Always, |world| {
+        world.switch(0, Some(0));
+        let (table, block) = (G::GRANULE.level_size(2), World::<G>::va(world.block()));
+        let flags = MREMAP_MAYMOVE | MREMAP_FIXED;
+        // By their entries, and as a table with some before it.
+        for (from, to) in [((1 << 40) + block, 1 << 43), ((1 << 41) - block, (1 << 42) - block)] {
+            let (len, new_len) = (table + 4 * block, table + 2 * block);
+            let (tail, other) = (from + new_len + block, to + block);
+            let space = &world.processes[0].space;
+            let map = |at, size| assert_eq!(space.mmap(at, size, RW, PRIVATE | MAP_FIXED, None), Ok(at));
+            map(from, len);
+            map(other, block);
+            let unmoved = [(from, 1), (from + table, 2), (tail, 3), (other, 4)];
+            for (at, what) in unmoved {
+                space.write(at, &[what]).unwrap();
+            }
+            let holds = |(at, what)| {
+                let mut byte = [0];
+                assert_eq!((space.read(at, &mut byte), byte), (Ok(()), [what]));
+            };
+            let before = world.board.live_tables();
+            for after in 0.. {
+                world.board.fail(after, true);
+                let result = space.mremap(from, len, new_len, flags, to);
+                if world.board.fail_no_more() == 0 {
+                    assert_eq!(result, Ok(to));
+                    assert!(after > 0, "no table was missing");
+                    break;
+                }
+                assert_eq!(result, Err(Errno::OutOfMemory));
+                unmoved.into_iter().for_each(holds);
+                assert_eq!(world.board.live_tables(), before, "tables that nothing needs");
+            }
+            [(to, 1), (to + table, 2), (other, 0)].into_iter().for_each(holds);
+            for at in [from, from + table, tail] {
+                assert_eq!(space.read(at, &mut [0]), Err(Errno::EFAULT));
+            }
+            world.expect_sound();
+            assert_eq!(space.munmap(to, new_len), Ok(()));
+        }
+    });
+}
+
+#[test]
+fn a_move_that_fails_changes_nothing_in_any_granule() {
+    a_move_that_fails_changes_nothing::<K4>();
+    a_move_that_fails_changes_nothing::<K16>();
+    a_move_that_fails_changes_nothing::<K64>();
+}
+
 #[test]
 fn each_allocation_fails_4k() {
     for setup in [CORTEX_A72, NEOVERSE] {

@@ -2,9 +2,9 @@
 
 use mm::counters::Counter;
 use mm::mman::*;
-use mm::{Access, Resolution};
-use model::K4;
-use pleat_host_tests::address_space::{World, with_world};
+use mm::{Access, Resolution, ThpPolicy};
+use model::{GranuleType, K4};
+use pleat_host_tests::address_space::{World, with_memory, with_world};
 use pleat_host_tests::property::Setup;
 
 use super::{CORTEX_A72, Calls, NEOVERSE, PRIVATE, RW, at};
@@ -110,4 +110,34 @@ fn invalidations_are_as_few_as_that() {
         assert_eq!((without[i], with[i]), ((name, one_by_one), (name, by_range)));
     }
     assert_eq!((without.len(), with.len()), (expected.len(), expected.len()));
+}
+
+/// The invalidations for so many whole tables that move.
+fn moving_tables(setup: Setup, tables: u64) -> u64 {
+    let mut count = 0;
+    with_memory::<K4>(setup, 64, ThpPolicy::Always, |world| {
+        world.switch(0, Some(0));
+        let (table, from, to) = (K4::GRANULE.level_size(2), 1 << 40, 1 << 41);
+        let (size, flags) = (tables * table, MREMAP_MAYMOVE | MREMAP_FIXED);
+        let space = &world.processes[0].space;
+        assert_eq!(space.mmap(from, size, RW, PRIVATE | MAP_FIXED, None), Ok(from));
+        (0..tables).for_each(|i| space.write(from + i * table, &[1]).unwrap());
+        let moves = |world: &mut World<'_, K4>| {
+            assert_eq!(world.processes[0].space.mremap(from, size, size, flags, to), Ok(to));
+        };
+        count = issued(world, moves);
+        world.expect_sound();
+    });
+    count
+}
+
+/// Where all that a table translates takes one operation for the whole address space, 32 tables take one.
+#[test]
+fn tables_that_move_are_flushed_together() {
+    // The tables above them are left where they were, and freed.
+    const LEFT: u64 = 2;
+    for (tables, flushes) in [(1, 1), (32, 1), (33, 2)] {
+        assert_eq!(moving_tables(CORTEX_A72, tables), flushes + LEFT, "{tables} tables");
+        assert_eq!(moving_tables(NEOVERSE, tables), tables + LEFT, "{tables} tables, by ranges");
+    }
 }
