@@ -30,44 +30,46 @@ symbol_at() {
 # What a terminal sends at the end of the input (Ctrl-D): once for a line without an end, once for itself.
 readonly END_OF_INPUT=$'\004\004'
 
-# What QEMU reads; where that is a pipe, the end to write to, and what is piped in; the terminal's settings; processes to end.
-CONSOLE_INPUT='' CONSOLE_PIPE='' CONSOLE_SOURCE='' CONSOLE_SETTINGS='' CONSOLE_PIDS=()
+# What QEMU reads; where that is a pipe, who writes to it, and what lets it begin; else perhaps the terminal's settings.
+CONSOLE_INPUT='' CONSOLE_FEEDER='' CONSOLE_START='' CONSOLE_SETTINGS=''
+
+# open_pipe VARIABLE: leaves a file descriptor there, of both its ends.
+open_pipe() {
+    local fifo=$OUT_DIR/pipe.$$
+    if ! { mkdir -p "$OUT_DIR" && mkfifo -m 600 "$fifo"; }; then setup_error "the pipe $fifo can't be made"; fi
+    exec {fd}<>"$fifo"
+    printf -v "$1" %s "$fd"
+    rm "$fifo"
+}
 
 # open_console_input tests|list|init: sets CONSOLE_INPUT, from which only a program takes what there is to read.
 open_console_input() {
-    local fifo
-    if [[ $1 == init && -t 0 ]] && CONSOLE_SETTINGS=$(stty -g 2>/dev/null </dev/tty); then
+    local fd pipe source
+    if [[ $1 != init ]]; then
+        exec {CONSOLE_INPUT}</dev/null
+    elif [[ -t 0 ]] && CONSOLE_SETTINGS=$(stty -g 2>/dev/null </dev/tty); then
         # Opened once more: QEMU has its reads not wait, which would hold for writes to the terminal too.
         exec {CONSOLE_INPUT}</dev/tty
-    elif [[ $1 == init ]]; then
-        { exec {CONSOLE_SOURCE}<&0; } 2>/dev/null || exec {CONSOLE_SOURCE}</dev/null
-        fifo=$OUT_DIR/console.$$
-        mkdir -p "$OUT_DIR" && mkfifo -m 600 "$fifo" || setup_error "the pipe $fifo can't be made"
-        exec {CONSOLE_PIPE}<>"$fifo" {CONSOLE_INPUT}<"$fifo"
-        rm "$fifo"
     else
-        exec {CONSOLE_INPUT}</dev/null
+        { exec {source}<&0; } 2>/dev/null || exec {source}</dev/null
+        open_pipe pipe
+        open_pipe CONSOLE_START
+        # Opened once more, for the same reason.
+        exec {CONSOLE_INPUT}<"/dev/fd/$pipe"
+        # One process at last, so that nothing is left when it is ended.
+        { read -r -u "$CONSOLE_START" && exec cat - <(printf %s "$END_OF_INPUT"); } <&"$source" >&"$pipe" 2>/dev/null &
+        CONSOLE_FEEDER=$!
+        exec {pipe}>&- {source}<&-
     fi
 }
 
 # feed_console: begins to send what is piped in, and its end. Called when a program is about to run: it would get lost in a
 # UART that is not set up yet, and firmware takes it for keys.
-feed_console() {
-    [[ -n $CONSOLE_PIPE ]] || return
-    {
-        cat <&"$CONSOLE_SOURCE" &
-        # Not to leave it behind: it may wait for ever.
-        trap 'kill %1 2>/dev/null' TERM
-        wait %1 && printf %s "$END_OF_INPUT"
-    } >&"$CONSOLE_PIPE" &
-    CONSOLE_PIDS+=($!)
-    exec {CONSOLE_PIPE}>&- {CONSOLE_SOURCE}<&-
-    CONSOLE_PIPE='' CONSOLE_SOURCE=''
-}
+feed_console() { [[ -z $CONSOLE_START ]] || echo >&"$CONSOLE_START"; }
 
-# leave_console: an interrupted script must not leave its processes behind, nor a disk, nor a terminal without echo.
+# leave_console IMAGE: ends who feeds it, who may wait for ever, and leaves no disk behind, nor a terminal without echo.
 leave_console() {
-    kill "${CONSOLE_PIDS[@]}" 2>/dev/null
+    [[ -z $CONSOLE_FEEDER ]] || kill "$CONSOLE_FEEDER" 2>/dev/null
     [[ -z $CONSOLE_SETTINGS ]] || stty "$CONSOLE_SETTINGS" </dev/tty
     remove_esp "$1"
 }
@@ -86,9 +88,9 @@ verdict() {
     open_console_input "$asked"
     exec {console}< <(exec "${QEMU_COMMAND[@]}" <&"$CONSOLE_INPUT" 2>&1)
     pid=$!
-    CONSOLE_PIDS=("$pid")
-    # shellcheck disable=SC2064 # the image of now is meant
-    trap "leave_console ${opt_image@Q}" EXIT
+    # An interrupted script must not leave its QEMU behind.
+    # shellcheck disable=SC2064 # the process of now is meant
+    trap "kill $pid 2>/dev/null; leave_console ${opt_image@Q}" EXIT
     trap 'exit 130' INT
     trap 'exit 143' TERM
     while true; do

@@ -13,7 +13,7 @@ use user::start::Environment;
 use user::sys::errno::ENOMEM;
 use user::sys::{
     self, ANONYMOUS, Errno, FIXED, READ, READ_WRITE, Result, SHARED, exit, exited, fail_no_more, fail_nth,
-    fork, in_child, memory_used, mmap, mprotect, munmap, nr, peek, poke, raw, wait,
+    fork, in_child, memory_used, mmap, mprotect, munmap, nr, peek, poke, raw, sleep, wait,
 };
 
 const PAGE: usize = 4096;
@@ -327,6 +327,8 @@ fn main(environment: Environment) -> i32 {
     assert_eq!(file(), 3);
     // Once, so that this process has written to what it writes to.
     assert_eq!(in_child(|| 0), exited(0));
+    // Another CPU may still be about to leave it.
+    sleep(100_000_000);
     let before = memory_used();
     for what in ATTEMPTS {
         let (mut refused, mut killed, mut went_on) = (0, 0, 0);
