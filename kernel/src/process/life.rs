@@ -57,6 +57,25 @@ impl Table {
         self.processes.insert(index, task);
     }
 
+    /// Adds the process that `make` makes with the next number. It may be killed before it runs.
+    ///
+    /// # Errors
+    /// Those of `make`.
+    fn add(&mut self, make: impl FnOnce(Pid) -> Result<Arc<Task>, Errno>) -> Result<Arc<Task>, Errno> {
+        let task = make(self.next_pid())?;
+        self.insert(task.clone());
+        if self.get(INIT).is_none_or(|init| init.status.lock().is_some()) {
+            // Init has ended meanwhile, and who makes it is about to.
+            task.kill(Signal::SIGKILL);
+        }
+        Ok(task)
+    }
+
+    /// Takes a process out, for the caller to drop when the table is not locked any more.
+    fn remove(&mut self, pid: Pid) -> Option<Arc<Task>> {
+        self.place(pid).ok().map(|index| self.processes.remove(index))
+    }
+
     fn children(&self, parent: Pid) -> impl Iterator<Item = &Arc<Task>> {
         self.processes.iter().filter(move |task| task.parent() == parent)
     }
@@ -162,36 +181,32 @@ pub(crate) fn clone(task: &Arc<Task>, frame: &TrapFrame, args: [u64; 6]) -> Resu
         // moves to another CPU takes them along.
         unsafe { fp.save() };
     }
-    let pid = table().next_pid();
-    let begin = Begin {
+    let name = heap::try_copy(&task.name.lock()).ok_or(Errno::OutOfMemory)?;
+    let files = task.files.lock().clone();
+    let begin = |pid| Begin {
         pid,
         parent: task.pid,
         // Any number, as on Linux: what is no signal is not sent.
         exit_signal: (flags & CSIGNAL) as u8,
         clear_child_tid: if has(CLONE_CHILD_CLEARTID) { child_tid } else { 0 },
         thread_pointer: if has(CLONE_SETTLS) { tls } else { arch::aarch64::task::thread_pointer() },
-        name: heap::try_copy(&task.name.lock()).ok_or(Errno::OutOfMemory)?,
-        files: task.files.lock().clone(),
+        name,
+        files,
         vfork_parent: has(CLONE_VFORK).then(|| task.clone()),
     };
-    let child = Task::new(begin, childs.clone(), &frame, fp)?;
+    let child = table().add(|pid| Task::new(begin(pid), childs.clone(), &frame, fp))?;
+    let pid = child.pid;
     // Neither can be undone for the child, so before it runs. As on Linux a fault here changes nothing; but there is no child
     // that does not know its number for want of memory.
     if has(CLONE_CHILD_SETTID)
         && let Err(Errno::OutOfMemory) = childs.write(child_tid, &pid.to_le_bytes())
     {
+        let never_ran = table().remove(pid);
+        drop(never_ran);
         return Err(Errno::OutOfMemory);
     }
     if has(CLONE_PARENT_SETTID) {
         let _ = uaccess::write(task, parent_tid, &pid.to_le_bytes());
-    }
-    {
-        let mut table = table();
-        table.insert(child.clone());
-        if table.get(INIT).is_none_or(|init| init.status.lock().is_some()) {
-            // Init has ended meanwhile, and this process is about to.
-            child.kill(Signal::SIGKILL);
-        }
     }
     sched::make_runnable(child.clone());
     if has(CLONE_VFORK) {
@@ -312,7 +327,7 @@ fn take_ended(task: &Task, pid: Pid, options: u64) -> Result<ControlFlow<(Pid, S
     }
     match found {
         Some((pid, status)) => {
-            let ended = table.place(pid).map(|index| table.processes.remove(index));
+            let ended = table.remove(pid);
             drop(table);
             drop(ended);
             Ok(ControlFlow::Break((pid, status)))

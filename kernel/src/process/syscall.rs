@@ -13,10 +13,10 @@ use arch::aarch64::trap::TrapFrame;
 use log::info;
 use mm::Errno;
 
-#[cfg(feature = "selftest")]
-use super::injection;
 use super::sched::Outcome;
 use super::{Status, Task, exec, files, life, reclaim, sched};
+#[cfg(feature = "selftest")]
+use super::{injection, uaccess};
 
 /// Numbers of Linux's calls are below this.
 const NUMBERS: usize = 512;
@@ -82,6 +82,8 @@ fn perform(task: &Arc<Task>, frame: &mut TrapFrame) -> Result<u64, Errno> {
         memory::FAULTS_WAITED => Ok(memory::faults_waited(task)),
         #[cfg(feature = "selftest")]
         memory::MEMORY_USED => Ok(memory::memory_used()),
+        #[cfg(feature = "selftest")]
+        uaccess::ABORTING => uaccess::aborting(task, a0, a1),
         #[cfg(feature = "selftest")]
         injection::FAIL_NTH => Ok(injection::fail_nth(task, a0, a1)),
         _ => {

@@ -131,3 +131,30 @@ fn resolving(task: &Arc<Task>, mut access: impl FnMut() -> Result<(), probe::Fau
         }
     }
 }
+
+/// A call that Linux has not, for the self-tests: an access that aborts.
+#[cfg(feature = "selftest")]
+pub(crate) const ABORTING: u64 = 0xab07;
+
+/// `aborting(addr, status)`: a load that aborts with this fault status, whatever is mapped there, the first three times that it is
+/// made. Memory itself does so on no machine that the tests run on.
+///
+/// # Errors
+/// EFAULT
+#[cfg(feature = "selftest")]
+pub(crate) fn aborting(task: &Arc<Task>, va: u64, status: u64) -> Result<u64, Errno> {
+    use arch::esr::Esr;
+    /// Bits of the class, and of the status.
+    const DATA_ABORT_SAME: u64 = 0b100101 << 26;
+    const STATUS: u64 = 0x3f;
+    let esr = Esr::new(DATA_ABORT_SAME | status & STATUS);
+    let mut aborts = 3;
+    resolving(task, || match aborts {
+        0 => Ok(()),
+        _ => {
+            aborts -= 1;
+            Err(probe::Fault { esr, far: VirtAddr::new(va) })
+        }
+    })?;
+    Ok(0)
+}

@@ -86,6 +86,7 @@ const TESTS: &[Test] = &[
     Test::new("process.folds", process::folds),
     Test::new("process.contpte", process::contpte),
     Test::new("process.populate", process::populate),
+    Test::new("process.is_killed_while_it_populates", process::is_killed_while_it_populates),
     Test::new(
         "process.a_block_is_used_while_another_cpu_changes_it",
         process::a_block_is_used_while_another_cpu_changes_it,

@@ -52,7 +52,7 @@ programs! {
     processes: "processes";
     exec: "exec";
     files: "files";
-    errors: "errors";
+    errors: "errors", "here";
     time: "time";
     random: "random";
     float: "float";
@@ -61,6 +61,8 @@ programs! {
     folds: "folds", "here";
     contpte: "contpte", "here";
     populate: "populate";
+    /// It is not waited for: what it populates would take minutes.
+    is_killed_while_it_populates: "populate", "killed";
     /// On one slow CPU: all is given back, as the harness looks.
     long_calls_let_others_run: "long";
     /// Each allocation of a process fails, one after another: all is given back, as the harness looks.

@@ -218,6 +218,13 @@ pub fn faults_waited() -> (u32, u32) {
     (both as u32, (both >> 32) as u32)
 }
 
+/// Lets the kernel load from an address of this process's, with an abort of this fault status the first three times. Only the
+/// kernel's self-tests have this call.
+pub fn aborting(at: usize, status: usize) -> Result {
+    const ABORTING: usize = 0xab07;
+    raw(ABORTING, &[at, status])
+}
+
 /// Frames that processes have, and bytes of the kernel's heap. Only the kernel's self-tests have this call.
 pub fn memory_used() -> (u32, u32) {
     const MEMORY_USED: usize = 0x05ed;

@@ -448,6 +448,23 @@ fn processes(on_qemu_user: bool) {
     println!("waiting for nobody is an error");
 }
 
+/// What the kernel's accesses to a program's memory may meet: that an entry explains, or nothing that it could change. Only the
+/// kernel's self-tests can make it so.
+fn aborts(page: usize) {
+    // Levels 0 to 3 of translation, access flag and permission faults.
+    for status in [0b000100, 0b000111, 0b001011, 0b001111] {
+        assert_eq!(sys::aborting(page, status), Ok(0), "status {status:#b}");
+        expect("where nothing is mapped", sys::aborting(page + PAGE, status), EFAULT);
+    }
+    // Address size, External, on a walk, parity, alignment, TLB conflict, hardware update, reserved.
+    for status in
+        [0b000000, 0b010000, 0b010111, 0b011000, 0b011111, 0b100001, 0b110000, 0b110001, 0b110101, 0b111111]
+    {
+        expect("what memory itself answers", sys::aborting(page, status), EFAULT);
+    }
+    println!("aborts that no entry explains are EFAULT");
+}
+
 #[unsafe(no_mangle)]
 fn main(environment: Environment) -> i32 {
     let page = mmap(2 * PAGE, READ_WRITE, ANONYMOUS).expect("memory");
@@ -462,6 +479,9 @@ fn main(environment: Environment) -> i32 {
     descriptors();
     mappings(on_qemu_user);
     times();
+    if environment.arg(1) == Some(b"here") {
+        aborts(page);
+    }
     processes(on_qemu_user);
     0
 }

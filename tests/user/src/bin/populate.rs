@@ -24,11 +24,33 @@ fn by_flag() -> sys::Result {
     mmap(BYTES, READ, ANONYMOUS | MAP_POPULATE)
 }
 
+/// A child that populates more than there is time for, until it is killed: by the end of this process, if that is the first.
+fn leave_a_child(state: &AtomicU32) -> i32 {
+    const FAR_TOO_MUCH: usize = 1 << 40;
+    if fork().expect("fork") == 0 {
+        let start = mmap(FAR_TOO_MUCH, READ, ANONYMOUS).expect("addresses");
+        state.store(1, Ordering::Release);
+        let _ = raw(nr::MADVISE, &[start, FAR_TOO_MUCH, MADV_POPULATE_READ]);
+        state.store(2, Ordering::Release);
+        exit(0);
+    }
+    while state.load(Ordering::Acquire) == 0 {
+        let _ = raw(nr::SCHED_YIELD, &[]);
+    }
+    sys::sleep(50_000_000);
+    assert_eq!(state.load(Ordering::Acquire), 1, "it was too quick");
+    println!("a process that populates is killed");
+    0
+}
+
 #[unsafe(no_mangle)]
-fn main(_: Environment) -> i32 {
+fn main(environment: Environment) -> i32 {
     let shared = mmap(4096, READ_WRITE, SHARED).expect("memory");
     // SAFETY: a page of zeroes of this program's, which is mapped for good.
     let [state, turns] = unsafe { &*(shared as *const [AtomicU32; 2]) };
+    if environment.arg(1) == Some(b"killed") {
+        return leave_a_child(state);
+    }
     for (how, populate) in [("madvise", by_advice as fn() -> sys::Result), ("mmap", by_flag)] {
         state.store(0, Ordering::Release);
         turns.store(0, Ordering::Release);
