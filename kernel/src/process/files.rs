@@ -117,7 +117,7 @@ fn join(start: &[u8], path: &[u8]) -> Result<Vec<u8>, Errno> {
 /// `openat(dirfd, path, flags, mode)`
 ///
 /// # Errors
-/// As Linux's on a read-only file system; EINVAL for O_NOFOLLOW.
+/// As Linux's on a read-only file system; EINVAL for O_NOFOLLOW, and for O_CREAT with O_DIRECTORY.
 pub(crate) fn openat(task: &Arc<Task>, args: [u64; 6]) -> Result<u64, Errno> {
     use flags::*;
     let [directory, path, flags, ..] = args;
@@ -126,7 +126,8 @@ pub(crate) fn openat(task: &Arc<Task>, args: [u64; 6]) -> Result<u64, Errno> {
     if path.is_empty() {
         return Err(Errno::ENOENT);
     }
-    if has(O_NOFOLLOW) {
+    // A directory is not created so, and Linux has refused both together since 6.4.
+    if has(O_NOFOLLOW) || has(O_CREAT) && has(O_DIRECTORY) {
         return Err(Errno::EINVAL);
     }
     let path = if path[0] == b'/' || directory as i32 == AT_FDCWD {

@@ -146,7 +146,7 @@ fn pieces_that_can_not_be(file: usize, edge: usize, on_qemu_user: bool) {
 }
 
 /// Offsets and paths.
-fn files(own: &[u8]) {
+fn files(own: &[u8], on_qemu_user: bool) {
     const AT_FDCWD: usize = MAX - 99;
     const DIRECTORY: usize = 0o4_0000;
     const CREATE: usize = 0o100;
@@ -177,6 +177,11 @@ fn files(own: &[u8]) {
     expect("a path that is too long", raw(nr::OPENAT, &[AT_FDCWD, long.as_ptr() as usize, 0]), ENAMETOOLONG);
     expect("a directory that is a file", raw(nr::OPENAT, &[AT_FDCWD, own, DIRECTORY]), ENOTDIR);
     expect("a new file that is there", raw(nr::OPENAT, &[AT_FDCWD, own, CREATE | EXCLUSIVE]), EEXIST);
+    if !on_qemu_user {
+        // Since Linux 6.4.
+        let flags = CREATE | DIRECTORY;
+        expect("a new directory", raw(nr::OPENAT, &[AT_FDCWD, c"/new".as_ptr() as usize, flags]), EINVAL);
+    }
     for flags in [1, 2, CREATE] {
         expect("a directory to write to", raw(nr::OPENAT, &[AT_FDCWD, root, flags]), EISDIR);
     }
@@ -474,7 +479,7 @@ fn main(environment: Environment) -> i32 {
     pointers(main as *const () as usize, page + PAGE, on_qemu_user);
     let own = environment.arg(0).expect("a program has a name");
     buffers(own, page + PAGE, on_qemu_user);
-    files(own);
+    files(own, on_qemu_user);
     arguments(own);
     descriptors();
     mappings(on_qemu_user);
