@@ -41,8 +41,11 @@ impl<G: GranuleType + Sync> World<'_, G> {
         let mut entries = BTreeMap::new();
         let reference = &self.processes[process].reference;
         let arena = self.arena();
-        let outside = reference.pages.keys().copied().filter(|page| !arena.contains(page));
-        let ranges = outside.map(|page| page..page + 1).chain([arena.clone()]);
+        let of_tables = self.of_tables();
+        let outside = [0..of_tables.start, of_tables.end..u64::MAX].map(|range| reference.pages.range(range));
+        let outside =
+            outside.into_iter().flatten().map(|(&page, _)| page).filter(|page| !arena.contains(page));
+        let ranges = outside.map(|page| page..page + 1).chain([arena.clone()]).chain(self.parts_of_tables());
         for range in ranges {
             let size = Self::va(range.end - range.start);
             let _ = self.processes[process].space.walk(VirtAddr::new(Self::va(range.start)), size, |leaf| {
@@ -99,7 +102,15 @@ impl<G: GranuleType + Sync> World<'_, G> {
 
     /// Mappings are counted as they are: those that are valid, and those that are held for pages that may not be accessed.
     fn check_counts(&self, frames: &Frames) -> Result<(), String> {
-        let held = self.processes.iter().any(|p| p.reference.pages.values().any(|page| page.prot == 0));
+        let of_tables = self.of_tables();
+        let held = self.processes.iter().any(|process| {
+            let pages = &process.reference.pages;
+            let others = [0..of_tables.start, of_tables.end..u64::MAX].map(|range| pages.range(range));
+            let others = others.into_iter().flatten().map(|(_, page)| page);
+            // All of a mapping is alike.
+            let used = self.used_of_tables().filter_map(|page| pages.get(&page));
+            others.chain(used).any(|page| page.prot == 0)
+        });
         let mut folios: BTreeMap<u64, u32> = BTreeMap::new();
         for (&pfn, &(count, _)) in frames {
             let folio = self.frames.folio(arch::Pfn::new(pfn)).expect("a frame that is mapped has a folio");
@@ -125,7 +136,7 @@ impl<G: GranuleType + Sync> World<'_, G> {
             assert!(cpu < CPUS);
             let step = (self.block() / 8).max(1) as usize;
             let odd = self.next_token as usize % step;
-            for page in self.arena().skip(odd).step_by(step) {
+            for page in self.arena().skip(odd).step_by(step).chain(self.used_of_tables()) {
                 for access in [Access::Read, Access::Write, Access::Execute] {
                     let va = VirtAddr::new(Self::va(page));
                     let expected = self.expected(process, page, access);

@@ -19,6 +19,7 @@ mod check;
 mod op;
 mod reference;
 mod steps;
+mod tables;
 mod world;
 
 use model::GranuleType;

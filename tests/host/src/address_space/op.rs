@@ -93,6 +93,21 @@ pub enum Step {
     InCore { at: Pages },
     /// Loads the process on a CPU, or none.
     Switch { none: bool },
+    /// Does something with memory that fills a table.
+    OfTable { slot: u8, what: OfTable },
+}
+
+/// What is done with a mapping that fills a last-level table: with pages of it by their numbers among those that are used.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum OfTable {
+    /// As [`Step::Access`].
+    Access { page: u8, access: mm::Access, by: u8 },
+    /// Moves it to where another table is, one block longer but for these blocks.
+    Move { to: u8, flags: u64, blocks: u8 },
+    /// Changes the permission of all of it.
+    Protect { prot: u64 },
+    /// Gives a page up.
+    Forget { page: u8 },
 }
 
 fn place(byte: u8) -> Place {
@@ -127,6 +142,20 @@ fn prot(byte: u8) -> u64 {
     }
 }
 
+fn of_table(what: u8, y: u8, z: u8) -> OfTable {
+    let access = if z % 4 == 3 { mm::Access::Read } else { mm::Access::Write };
+    match what % 8 {
+        0..3 => OfTable::Access { page: y, access, by: z },
+        3..6 => {
+            let keep = if z % 4 == 3 { MREMAP_DONTUNMAP } else { 0 };
+            let blocks = if (z / 4).is_multiple_of(4) { z / 16 % 4 } else { 1 };
+            OfTable::Move { to: y, flags: MREMAP_MAYMOVE | MREMAP_FIXED | keep, blocks }
+        }
+        6 => OfTable::Protect { prot: prot(y) },
+        _ => OfTable::Forget { page: y },
+    }
+}
+
 impl Op {
     /// The operation of these bytes: any are one, and smaller bytes are a simpler one.
     pub fn decode(bytes: [u8; OP_BYTES]) -> Self {
@@ -151,6 +180,7 @@ impl Op {
                 };
                 Step::Map { at, what, prot: prot(x), populate: z % 2 != 0 }
             }
+            14 | 28 if x >= 0x80 => Step::OfTable { slot: block, what: of_table(x, y, z) },
             14 => Step::Unmap { at },
             15..18 => Step::Protect { at, prot: prot(x) },
             18 | 19 => {

@@ -48,6 +48,7 @@ impl<'m, G: GranuleType + Sync> World<'m, G> {
                 }
             }
             Step::InCore { at } => self.in_core(process, &self.mapped_range(process, at)),
+            Step::OfTable { slot, what } => self.of_table(cpu, process, slot, what),
             Step::Switch { none } => self.switch(cpu, (!none).then_some(process)),
         }
     }
@@ -61,7 +62,7 @@ impl<'m, G: GranuleType + Sync> World<'m, G> {
         call(&self.processes[process].space, Self::va(range.start), Self::va(range.end - range.start))
     }
 
-    fn map(&mut self, process: usize, range: Range<u64>, what: What, prot: u64, populate: bool) {
+    pub(super) fn map(&mut self, process: usize, range: Range<u64>, what: What, prot: u64, populate: bool) {
         let pages = range.end - range.start;
         let populate = if populate { MAP_POPULATE } else { 0 };
         let (flags, file, first) = match what {
@@ -107,7 +108,7 @@ impl<'m, G: GranuleType + Sync> World<'m, G> {
         self.processes[process].reference.unmap(range);
     }
 
-    fn protect(&mut self, process: usize, range: &Range<u64>, prot: u64) {
+    pub(super) fn protect(&mut self, process: usize, range: &Range<u64>, prot: u64) {
         let result = self.call(process, range, |space, va, len| space.mprotect(va, len, prot));
         let all = self.processes[process].reference.change(range, |page| {
             page.prot = prot;
@@ -120,11 +121,23 @@ impl<'m, G: GranuleType + Sync> World<'m, G> {
     }
 
     fn remap(&mut self, process: usize, range: Range<u64>, to: Pages, flags: u64) {
+        let len = range.end - range.start;
+        let new_len = if flags & MREMAP_DONTUNMAP != 0 { len } else { self.length(to.length) };
+        self.remap_to(process, range, self.place(to.block, to.page), new_len, flags);
+    }
+
+    /// The same, with the first page where it may go, and how many.
+    pub(super) fn remap_to(
+        &mut self,
+        process: usize,
+        range: Range<u64>,
+        target: u64,
+        new_len: u64,
+        flags: u64,
+    ) {
         let keep = flags & MREMAP_DONTUNMAP != 0;
         let fixed = flags & MREMAP_FIXED != 0;
         let (start, len) = (range.start, range.end - range.start);
-        let new_len = if keep { len } else { self.length(to.length) };
-        let target = self.place(to.block, to.page);
         let new = if fixed || keep { Self::va(target) } else { 0 };
         let result = self
             .call(process, &range, |space, va, size| space.mremap(va, size, Self::va(new_len), flags, new));
@@ -180,7 +193,7 @@ impl<'m, G: GranuleType + Sync> World<'m, G> {
         }
     }
 
-    fn advise(&mut self, process: usize, range: &Range<u64>, advice: i32) {
+    pub(super) fn advise(&mut self, process: usize, range: &Range<u64>, advice: i32) {
         let result = self.call(process, range, |space, va, len| space.madvise(va, len, advice));
         let access = match advice {
             MADV_POPULATE_READ => Some(mm::Access::Read),
@@ -241,7 +254,7 @@ impl<'m, G: GranuleType + Sync> World<'m, G> {
         Ok(())
     }
 
-    fn kernel_writes(&mut self, process: usize, page: u64) {
+    pub(super) fn kernel_writes(&mut self, process: usize, page: u64) {
         let token = self.new_token();
         let result = self.processes[process].space.write(Self::token_va(page), &token.to_le_bytes());
         match (result, self.expected(process, page, mm::Access::Write)) {
