@@ -251,10 +251,11 @@ impl<'m, M: Mmu> AddressSpace<'m, M> {
         self.move_between_tables(what, whole.end..what.from + what.len);
     }
 
-    /// Moves the entries of a part to tables that are there.
+    /// Moves the entries of a part to tables that are there. Others may run on this CPU before each.
     fn move_between_tables(&self, what: &Move, part: Range<u64>) {
         let mut at = part.start;
         while let Some(start) = self.mm.next_table(at, part.end) {
+            self.memory.contents().cond_resched();
             let target = start - what.from + what.to;
             let left = |va: u64| (va | (Self::TABLE - 1)) + 1 - va;
             let range = start..part.end.min(start + left(start).min(left(target)));

@@ -18,6 +18,8 @@ const BYTES: usize = 512 << 20;
 const STACK: usize = 64 << 10;
 const DONTNEED: usize = 4;
 const POPULATE_READ: usize = 22;
+const MAYMOVE: usize = 1;
+const FIXED_PLACE: usize = 2;
 const WNOHANG: usize = 1;
 const CLONE_VM: usize = 0x100;
 const SIGCHLD: usize = 17;
@@ -36,6 +38,11 @@ const LONG: &[Long] = &[
     ("mprotect", |at| _ = mprotect(at, BYTES, 0).expect("mprotect")),
     ("madvise", |at| _ = raw(nr::MADVISE, &[at, BYTES, DONTNEED]).expect("madvise")),
     ("mmap", |at| _ = raw(nr::MMAP, &[at, BYTES, READ, ANONYMOUS | FIXED, usize::MAX, 0]).expect("mmap")),
+    // Not by whole tables.
+    ("mremap", |at| {
+        let to = at - 2 * BYTES + (64 << 10);
+        raw(nr::MREMAP, &[at, BYTES, BYTES, MAYMOVE | FIXED_PLACE, to]).expect("mremap");
+    }),
     ("fork", |_| {
         if fork().expect("fork") == 0 {
             exit(0);
