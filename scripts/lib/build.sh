@@ -6,14 +6,16 @@ readonly PROGRAMS=$OUT_DIR/bin INITRAMFS=$OUT_DIR/initramfs.cpio
 
 # build_programs: leaves the programs in PROGRAMS and INITRAMFS, which changes only if one of them does.
 build_programs() {
-    # One of its own for each run: there may be several at a time.
+    # Files of its own for each run: there may be several at a time.
     local built=$TARGET_DIR/user/$KERNEL_TARGET/release new=$INITRAMFS.$$.new program name
     kernel_cargo build --manifest-path tests/user/Cargo.toml --target-dir "$TARGET_DIR/user" --release --bins >&2 || return
     mkdir -p "$PROGRAMS" && {
         cpio_entry bin 040755 /dev/null
         for program in "$ROOT"/tests/user/src/bin/*.rs; do
             name=$(basename "$program" .rs)
-            cp "$built/$name" "$PROGRAMS/$name" && cpio_entry "bin/$name" 100755 "$PROGRAMS/$name" || return
+            # In one step, since another may be packing it.
+            cp "$built/$name" "$new.$name" && mv "$new.$name" "$PROGRAMS/$name" &&
+                cpio_entry "bin/$name" 100755 "$PROGRAMS/$name" || return
         done
         cpio_entry 'TRAILER!!!' 0 /dev/null
     } >"$new" || return

@@ -30,8 +30,9 @@ symbol_at() {
 # What a terminal sends at the end of the input (Ctrl-D): once for a line without an end, once for itself.
 readonly END_OF_INPUT=$'\004\004'
 
-# What QEMU reads; where that is a pipe, who writes to it, and what lets it begin; else perhaps the terminal's settings.
-CONSOLE_INPUT='' CONSOLE_FEEDER='' CONSOLE_START='' CONSOLE_SETTINGS=''
+# What QEMU reads, and prints; where it reads a pipe, who writes to it, and what lets it begin; else perhaps the settings of the
+# terminal.
+CONSOLE_INPUT='' CONSOLE='' CONSOLE_FEEDER='' CONSOLE_START='' CONSOLE_SETTINGS=''
 
 # open_pipe VARIABLE: leaves a file descriptor there, of both its ends.
 open_pipe() {
@@ -42,16 +43,26 @@ open_pipe() {
     rm "$fifo"
 }
 
+# has_terminal: whether standard input is a terminal that may be read. In the background of one, who does is stopped.
+has_terminal() {
+    local stat pgrp tpgid
+    [[ -t 0 ]] || return
+    stat=$(<"/proc/$$/stat") || return
+    # Behind the name: state, parent, process group, session, terminal, the process group in its foreground.
+    read -r _ _ pgrp _ _ tpgid _ <<<"${stat##*) }"
+    [[ $pgrp == "$tpgid" ]]
+}
+
 # open_console_input tests|list|init: sets CONSOLE_INPUT, from which only a program takes what there is to read.
 open_console_input() {
     local fd pipe source
     if [[ $1 != init ]]; then
         exec {CONSOLE_INPUT}</dev/null
-    elif [[ -t 0 ]] && CONSOLE_SETTINGS=$(stty -g 2>/dev/null </dev/tty); then
+    elif has_terminal && CONSOLE_SETTINGS=$(stty -g 2>/dev/null </dev/tty); then
         # Opened once more: QEMU has its reads not wait, which would hold for writes to the terminal too.
         exec {CONSOLE_INPUT}</dev/tty
     else
-        { exec {source}<&0; } 2>/dev/null || exec {source}</dev/null
+        if [[ -t 0 ]] || ! { exec {source}<&0; } 2>/dev/null; then exec {source}</dev/null; fi
         open_pipe pipe
         open_pipe CONSOLE_START
         # Opened once more, for the same reason.
@@ -70,56 +81,54 @@ feed_console() { [[ -z $CONSOLE_START ]] || echo >&"$CONSOLE_START"; }
 # leave_console IMAGE: ends who feeds it, who may wait for ever, and leaves no disk behind, nor a terminal without echo.
 leave_console() {
     [[ -z $CONSOLE_FEEDER ]] || kill "$CONSOLE_FEEDER" 2>/dev/null
-    [[ -z $CONSOLE_SETTINGS ]] || stty "$CONSOLE_SETTINGS" </dev/tty
+    # The terminal may have gone.
+    [[ -z $CONSOLE_SETTINGS ]] || stty "$CONSOLE_SETTINGS" 2>/dev/null </dev/tty
     remove_esp "$1"
+}
+
+# start_console TIMEOUT: runs QEMU_COMMAND, and ends it after so many seconds (0: never). Sets CONSOLE to where its lines can
+# be read; where somebody types, what it prints is shown without waiting for the end of a line.
+start_console() {
+    local -a command=(timeout --foreground --signal=KILL "$1" "${QEMU_COMMAND[@]}")
+    local shown
+    if [[ -n $CONSOLE_SETTINGS ]]; then
+        exec {shown}>&1
+        exec {CONSOLE}< <(exec "${command[@]}" <&"$CONSOLE_INPUT" > >(exec tee "/dev/fd/$shown") 2>&1)
+    else
+        exec {CONSOLE}< <(exec "${command[@]}" <&"$CONSOLE_INPUT" 2>&1)
+    fi
 }
 
 # verdict FILE-WITH-SYMBOLS TIMEOUT tests|list|init: runs QEMU_COMMAND, prints its console and says in one line
 # what is to be thought of it. The kernel was asked to run its tests, to list them, or to run a program as init, whose status
-# then decides.
+# then decides. Without a time limit there is one of 300 s, unless somebody types.
 verdict() {
     local elf=$1 limit=$2 asked=$3
-    local line text frame offset console pid status started=$SECONDS deadline=$((SECONDS + $2))
-    local running='' last_words='' not_ok=0 failed=0 timed_out='' partial='' printed=0 patience=1
+    local line text frame offset pid status started=$SECONDS
+    local running='' last_words='' not_ok=0 failed=0
     local -a summaries=()
 
-    # Programs ask without ending the line, and people want to read that.
-    [[ $asked != init ]] || patience=0.05
     open_console_input "$asked"
-    exec {console}< <(exec "${QEMU_COMMAND[@]}" <&"$CONSOLE_INPUT" 2>&1)
+    [[ -n $limit ]] || limit=$([[ -n $CONSOLE_SETTINGS ]] && echo 0 || echo 300)
+    start_console "$limit"
     pid=$!
     # An interrupted script must not leave its QEMU behind.
     # shellcheck disable=SC2064 # the process of now is meant
     trap "kill $pid 2>/dev/null; leave_console ${opt_image@Q}" EXIT
     trap 'exit 130' INT
     trap 'exit 143' TERM
-    while true; do
-        if ((SECONDS >= deadline)); then
-            timed_out=1
-            break
-        fi
-        line=
-        IFS= read -r -t "$patience" -u "$console" line
-        status=$?
-        partial+=$line
-        # Above 128 the time is over and the line is not complete yet.
-        if ((status > 128)); then
-            [[ $asked != init ]] || printf '%s' "${partial:printed}"
-            [[ $asked != init ]] || printed=${#partial}
-            continue
-        fi
-        line=$partial partial=
-        # Without a newline: the end of the output.
-        ((status == 0)) || [[ -n $line ]] || break
+    # The last line may have no end.
+    while IFS= read -r -u "$CONSOLE" line || [[ -n $line ]]; do
         text=${line%$'\r'}
         if [[ $text =~ ^\ *\#([0-9]+)\ 0x[0-9a-f]+\ \(image\+(0x[0-9a-f]+)\)$ ]]; then
             frame=${BASH_REMATCH[1]} offset=${BASH_REMATCH[2]}
             [[ -n $SYMBOLS_READ ]] || read_symbols "$elf"
             text+=$(symbol_at "$frame" "$offset")
             line=$text
+            # Once more, with its name.
+            [[ -z $CONSOLE_SETTINGS ]] || printf '%s\n' "$line"
         fi
-        printf '%s\n' "${line:printed}"
-        printed=0
+        [[ -n $CONSOLE_SETTINGS ]] || printf '%s\n' "$line"
         case $text in
         'boot: '*) feed_console ;;
         '# running '*) running=${text#'# running '} ;;
@@ -128,18 +137,16 @@ verdict() {
         esac
         [[ $text =~ ^[0-9]+\ passed,\ [0-9]+\ failed$ ]] && summaries+=("$text")
     done
-    if [[ -n $timed_out ]]; then
-        printf '%s' "${partial:+${partial:printed}$'\n'}"
-        kill -KILL "$pid" 2>/dev/null
-    fi
     wait "$pid" 2>/dev/null
     status=$?
     trap - EXIT INT TERM
     leave_console "$opt_image"
-    exec {console}<&- {CONSOLE_INPUT}<&-
+    exec {CONSOLE}<&- {CONSOLE_INPUT}<&-
 
-    if [[ -n $timed_out ]]; then
+    # What timeout says of who it has killed; others kill too.
+    if ((status == 137 && limit > 0 && SECONDS - started >= limit)); then
         local where='before the first test was started'
+        [[ $asked != init ]] || where='init has not ended'
         [[ -z $running ]] || where="the test last started is $running"
         say "FAILED: no end after $limit s; $where"
         return 1

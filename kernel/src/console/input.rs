@@ -59,16 +59,21 @@ pub(crate) fn init(uart: &Uart) {
         warn!("console: its interrupt is not known, so that nothing can be read");
         return;
     };
+    let Some(port) = PORT.get() else { return };
     let mut received = VecDeque::new();
-    let (Ok(()), Some(port)) = (received.try_reserve_exact(ROOM), PORT.get()) else { return };
-    // SAFETY: it only receives, and is the only one that does.
-    let mut input = Input { uart: unsafe { port.driver() }, received, listens: false };
-    input.receive();
-    *INPUT.lock() = Some(input);
+    if received.try_reserve_exact(ROOM).is_err() {
+        warn!("console: nothing can be read: there is no memory");
+        return;
+    }
     if let Err(error) = gic::register(intid, interrupt).and_then(|()| gic::enable_shared(intid, PRIORITY)) {
         warn!("console: nothing can be read: {error}");
-        *INPUT.lock() = None;
+        return;
     }
+    // SAFETY: it only receives, and is the only one that does.
+    let mut input = Input { uart: unsafe { port.driver() }, received, listens: false };
+    // From here on there are interrupts.
+    input.receive();
+    *INPUT.lock() = Some(input);
 }
 
 /// The handler of the UART's interrupt.

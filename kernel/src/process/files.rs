@@ -205,18 +205,19 @@ pub(crate) fn pread(task: &Arc<Task>, args: [u64; 6]) -> Result<u64, Errno> {
     }
 }
 
-/// Reads from `offset` on. What was read before a fault counts.
+/// Reads from `offset` on. What was read before a fault counts, as on Linux: all up to the page that has it.
 fn read_at(task: &Arc<Task>, file: &OpenFile, offset: u64, buffer: u64, count: u64) -> Result<u64, Errno> {
     let count = count.min(MAX_COUNT);
     let mut done = 0;
     let mut piece = [0; PIECE];
     while done < count {
-        let wanted = (count - done).min(PIECE as u64) as usize;
+        let to = buffer + done;
+        let wanted = (count - done).min(PIECE as u64).min(uaccess::to_page_end(to)) as usize;
         let nr = file.file.read(offset + done, &mut piece[..wanted]);
         if nr == 0 {
             break;
         }
-        match uaccess::write(task, buffer.wrapping_add(done), &piece[..nr]) {
+        match uaccess::write(task, to, &piece[..nr]) {
             Ok(()) => done += nr as u64,
             Err(error) if done == 0 => return Err(error),
             Err(_) => break,

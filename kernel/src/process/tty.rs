@@ -20,7 +20,7 @@ const PAUSE: u64 = 10;
 /// Reads up to `count` bytes of one line, the rest of which is for the next call; waits for its end. 0 at the end of the
 /// input, which `^D` on an empty line is, and where the console can't be read.
 ///
-/// What can't be stored at `buffer` stays to be read. Of two that read at once each byte goes to one.
+/// What can't be stored at `buffer` stays to be read. Of two that read at once each byte goes to one, and so does an end.
 ///
 /// # Errors
 /// EFAULT; EINTR where the process is to end, which no program sees.
@@ -43,12 +43,13 @@ pub(crate) fn read(task: &Arc<Task>, buffer: u64, count: u64) -> Result<u64, Err
                 next = wait_for_line(task)?;
                 continue;
             };
-            let nr = text.len().min(PIECE).min(usize::try_from(count - done).unwrap_or(PIECE));
+            let room = (count - done).min(uaccess::to_page_end(buffer + done));
+            let nr = text.len().min(PIECE).min(usize::try_from(room).unwrap_or(PIECE));
             piece[..nr].copy_from_slice(&text[..nr]);
             nr
         };
         // A fault may wait, so it is stored first, and then taken, if nobody else has.
-        match uaccess::write(task, buffer.wrapping_add(done), &piece[..nr]) {
+        match uaccess::write(task, buffer + done, &piece[..nr]) {
             Ok(()) => {}
             Err(error) if done == 0 => return Err(error),
             Err(_) => return Ok(done),
@@ -71,7 +72,7 @@ fn wait_for_line(task: &Task) -> Result<u64, Errno> {
     loop {
         {
             let mut line = LINE.lock();
-            while line.complete().is_none() {
+            while line.complete().is_none() && task.killed().is_none() {
                 let Some(byte) = console::input::take() else { break };
                 line.input(byte, console::write_bytes);
             }

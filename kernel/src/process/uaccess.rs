@@ -21,6 +21,12 @@ pub(crate) fn is_user(va: u64, bytes: u64) -> bool {
     va.checked_add(bytes).is_some_and(|end| end <= TASK_SIZE)
 }
 
+/// Bytes from `va` to the end of its page. A copy that stays in it is done as a whole or not at all; of more, what was done
+/// before a fault is not known.
+pub(crate) fn to_page_end(va: u64) -> u64 {
+    PAGE - va % PAGE
+}
+
 /// Reads from `va` on.
 ///
 /// # Errors
@@ -32,7 +38,7 @@ pub(crate) fn read(task: &Arc<Task>, va: u64, into: &mut [u8]) -> Result<(), Err
     let mut at = va;
     let mut rest = into;
     while !rest.is_empty() {
-        let (here, after) = rest.split_at_mut(rest.len().min((PAGE - at % PAGE) as usize));
+        let (here, after) = rest.split_at_mut(rest.len().min(to_page_end(at) as usize));
         resolving(task, || copy_from_user(here, VirtAddr::new(at)))?;
         at += here.len() as u64;
         rest = after;
@@ -51,7 +57,7 @@ pub(crate) fn write(task: &Arc<Task>, va: u64, from: &[u8]) -> Result<(), Errno>
     let mut at = va;
     let mut rest = from;
     while !rest.is_empty() {
-        let (here, after) = rest.split_at(rest.len().min((PAGE - at % PAGE) as usize));
+        let (here, after) = rest.split_at(rest.len().min(to_page_end(at) as usize));
         // SAFETY: what TTBR0 maps writable is memory of processes, which no reference refers to.
         resolving(task, || unsafe { copy_to_user(VirtAddr::new(at), here) })?;
         at += here.len() as u64;
@@ -80,7 +86,7 @@ pub(crate) fn read_string(task: &Arc<Task>, va: u64, limit: usize) -> Result<Vec
     loop {
         let mut piece = [0; 128];
         // Not beyond the page: what follows may not be readable, and the NUL come before it.
-        let bytes = piece.len().min((PAGE - at % PAGE) as usize);
+        let bytes = piece.len().min(to_page_end(at) as usize);
         let piece = &mut piece[..bytes];
         read(task, at, piece)?;
         let end = piece.iter().position(|&byte| byte == 0);

@@ -64,7 +64,8 @@ same_on_linux! {
 #[test]
 fn what_is_typed_is_read_by_lines() {
     let mut input: String = (0..2000).map(|number| format!("line {number}\n")).collect();
-    input += &format!("\n{}\nthe end", "long ".repeat(150));
+    // The longest that there may be is 4095 characters.
+    input += &format!("\n{}\nthe end", "longer".repeat(682));
     let linux = output_for(Command::new("qemu-aarch64").arg(program("lines")), input.as_bytes());
     assert!(linux.status.success(), "{linux:?}");
     let linux = String::from_utf8(linux.stdout).expect("text");
@@ -102,6 +103,15 @@ fn who_waits_for_input_ends_with_init() {
     let outcome = boot("init=/bin/lines left").run();
     passed(&outcome);
     assert_eq!(printed(&outcome), ["waits"], "{outcome}");
+}
+
+/// A line that can't be stored stays, and of one that can be in part the rest does.
+#[test]
+fn what_is_typed_is_not_lost_at_an_edge() {
+    let outcome = boot("init=/bin/lines edge").input(b"abcdefgh\n").run();
+    passed(&outcome);
+    let lines = ["abcdefgh", "to the edge: abcd", "1: efgh", "the end, after 0 bytes: "];
+    assert_eq!(printed(&outcome), lines, "{outcome}");
 }
 
 #[test]

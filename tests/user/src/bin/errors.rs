@@ -93,6 +93,12 @@ fn buffers(own: &[u8], edge: usize, on_qemu_user: bool) {
     expect("read at the end", raw(nr::READ, &[fd, BAD[0], 8]), EFAULT);
     expect("pread64 behind the end", raw(nr::PREAD64, &[fd, BAD[0], 8, i64::MAX as usize]), EFAULT);
     assert_eq!(raw(nr::PREAD64, &[fd, edge - 16, 16, i64::MAX as usize - 16]), Ok(0));
+    if !on_qemu_user {
+        // What can be stored counts: the emulator looks at all of it first.
+        assert_eq!(raw(nr::READ, &[fd, edge - 4, 20]), Ok(4));
+        assert_eq!(raw(nr::PREAD64, &[fd, edge - 1000, 2000, 0]), Ok(1000));
+        expect("read behind the edge", raw(nr::READ, &[fd, edge, 20]), EFAULT);
+    }
     pieces_that_can_not_be(fd, edge, on_qemu_user);
     if !on_qemu_user {
         for piece in [[BAD[0], 0], [BAD[0], 1], [edge - 16, isize::MAX as usize]] {

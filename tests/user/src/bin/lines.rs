@@ -1,5 +1,5 @@
 //! Prints what is typed, line by line with its number, to the end; with few bytes at a time, so that lines are read in parts.
-//! With the argument `two` two processes add up what is in whole lines; with `left` a child is left that waits for more.
+//! With the argument `edge` after it has read where it can't store it, and partly can; with `two` two processes add up what is in whole lines; with `left` a child is left that waits for more.
 #![no_std]
 #![no_main]
 
@@ -11,19 +11,18 @@ use user::sys::{ANONYMOUS, READ_WRITE, errno, exited, fork, mmap, munmap, nr, ra
 
 /// Bytes that are read at a time.
 const PART: usize = 7;
+const PAGE: usize = 4096;
 
 #[unsafe(no_mangle)]
 fn main(environment: Environment) -> i32 {
     match environment.arg(1) {
         Some(b"two") => return two(),
         Some(b"left") => return left(),
+        Some(b"edge") => edge(),
         _ => {}
     }
-    assert_eq!(read(0, &mut []), Ok(0));
-    // What can't be stored is not lost.
-    let refused = raw(nr::READ, &[0, 8, PART]);
-    assert!(matches!(refused, Err(errno::EFAULT) | Ok(0)), "{refused:?}");
-    let mut line = [0; 1024];
+    // A line of the longest kind, and what is read at once.
+    let mut line = [0; 4096 + PART];
     let (mut used, mut number) = (0, 0);
     loop {
         let read = read(0, &mut line[used..used + PART]).expect("read");
@@ -40,6 +39,19 @@ fn main(environment: Environment) -> i32 {
     }
     println!("the end, after {used} bytes: {}", line[..used].escape_ascii());
     0
+}
+
+/// What can't be stored is not lost, what can is read.
+fn edge() {
+    assert_eq!(read(0, &mut []), Ok(0));
+    assert_eq!(raw(nr::READ, &[0, 8, PART]), Err(errno::EFAULT));
+    let page = mmap(2 * PAGE, READ_WRITE, ANONYMOUS).expect("memory");
+    munmap(page + PAGE, PAGE).expect("munmap");
+    let end = page + PAGE;
+    assert_eq!(raw(nr::READ, &[0, end, PART]), Err(errno::EFAULT));
+    assert_eq!(raw(nr::READ, &[0, end - 4, PART]), Ok(4));
+    // SAFETY: mapped, and nobody else's.
+    println!("to the edge: {}", unsafe { slice::from_raw_parts((end - 4) as *const u8, 4) }.escape_ascii());
 }
 
 /// Reads whole lines until the end, each into memory that was not touched, so that it takes a fault in the middle: how many,
