@@ -2,6 +2,7 @@
 
 use alloc::vec::Vec;
 use core::ops::{Deref, Range};
+use core::sync::atomic::{AtomicU64, Ordering};
 
 use crate::errno::Errno;
 use crate::vma::{Prot, Vma};
@@ -12,9 +13,13 @@ pub(super) const CHUNK: usize = 32;
 /// Mappings in order and apart, with room for [`CHUNK`]. They are read as a slice.
 pub(super) struct Chunk<'m> {
     vmas: Vec<Vma<'m>>,
-    /// Bytes of the widest gap between two of them: who looks for a wider one need not look at each.
-    widest: u64,
+    /// Bytes of the widest gap between two of them, so that who looks for a wider one need not look at each; or [`UNKNOWN`]
+    /// since a change. Who looks for a gap finds it out, under the lock of who only reads: all find the same.
+    widest: AtomicU64,
 }
+
+/// No gap is so wide.
+const UNKNOWN: u64 = u64::MAX;
 
 impl<'m> Chunk<'m> {
     /// One without mappings.
@@ -24,7 +29,7 @@ impl<'m> Chunk<'m> {
     pub(super) fn new() -> Result<Self, Errno> {
         let mut vmas = Vec::new();
         vmas.try_reserve_exact(CHUNK).map_err(|_| Errno::OutOfMemory)?;
-        Ok(Self { vmas, widest: 0 })
+        Ok(Self { vmas, widest: AtomicU64::new(UNKNOWN) })
     }
 
     /// The same mappings.
@@ -34,7 +39,6 @@ impl<'m> Chunk<'m> {
     pub(super) fn try_clone(&self) -> Result<Self, Errno> {
         let mut clone = Self::new()?;
         clone.vmas.extend(self.vmas.iter().cloned());
-        clone.widest = self.widest;
         Ok(clone)
     }
 
@@ -42,7 +46,7 @@ impl<'m> Chunk<'m> {
     pub(super) fn change<R>(&mut self, act: impl FnOnce(&mut Vec<Vma<'m>>) -> R) -> R {
         let result = act(&mut self.vmas);
         debug_assert!(self.vmas.len() <= CHUNK, "too many mappings in a chunk");
-        self.widest = self.gaps().map(|gap| gap.end - gap.start).max().unwrap_or(0);
+        *self.widest.get_mut() = UNKNOWN;
         result
     }
 
@@ -58,7 +62,18 @@ impl<'m> Chunk<'m> {
 
     /// The same, or none where none has `size` bytes.
     pub(super) fn gaps_for(&self, size: u64) -> impl DoubleEndedIterator<Item = Range<u64>> {
-        (self.widest >= size).then(|| self.gaps()).into_iter().flatten()
+        (self.widest() >= size).then(|| self.gaps()).into_iter().flatten()
+    }
+
+    fn widest(&self) -> u64 {
+        match self.widest.load(Ordering::Relaxed) {
+            UNKNOWN => {
+                let widest = self.gaps().map(|gap| gap.end - gap.start).max().unwrap_or(0);
+                self.widest.store(widest, Ordering::Relaxed);
+                widest
+            }
+            widest => widest,
+        }
     }
 }
 
