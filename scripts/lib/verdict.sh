@@ -93,7 +93,7 @@ start_console() {
     local shown
     if [[ -n $CONSOLE_SETTINGS ]]; then
         exec {shown}>&1
-        exec {CONSOLE}< <(exec "${command[@]}" <&"$CONSOLE_INPUT" > >(exec tee "/dev/fd/$shown") 2>&1)
+        exec {CONSOLE}< <(exec "${command[@]}" <&"$CONSOLE_INPUT" > >(exec tee -a "/dev/fd/$shown") 2>&1)
     else
         exec {CONSOLE}< <(exec "${command[@]}" <&"$CONSOLE_INPUT" 2>&1)
     fi
