@@ -6,6 +6,7 @@ use core::arch::asm;
 use core::sync::atomic::{AtomicU8, Ordering};
 
 use user::start::Environment;
+use user::sys::in_child;
 use user::{println, text};
 
 const AT_PHENT: u64 = 4;
@@ -31,6 +32,40 @@ unsafe extern "C" {
     fn _start();
 }
 
+/// What AT_HWCAP tells of some features is what happens to who uses them: without one, its instructions are undefined.
+fn told_is_there(hwcap: u64) {
+    const FP: u64 = 1 << 0;
+    const ASIMD: u64 = 1 << 1;
+    const ATOMICS: u64 = 1 << 8;
+    const SIGILL: i32 = 4;
+    let told = |bit: u64, instruction: fn()| {
+        let status = in_child(|| {
+            instruction();
+            0
+        });
+        assert_eq!(status & 0x7f, if hwcap & bit != 0 { 0 } else { SIGILL }, "bit {bit:#x} of AT_HWCAP");
+    };
+    told(FP, || {
+        // SAFETY: changes a register that the compiler does not use.
+        unsafe { asm!(".arch_extension fp", "fmov d0, xzr", ".arch_extension nofp") };
+    });
+    told(ASIMD, || {
+        // SAFETY: as above.
+        unsafe { asm!(".arch_extension simd", "add v0.2d, v0.2d, v0.2d", ".arch_extension nosimd") };
+    });
+    told(ATOMICS, || {
+        let mut word = 40_u64;
+        let old: u64;
+        // SAFETY: adds to the word.
+        unsafe {
+            asm!(".arch_extension lse", "ldadd {two}, {old}, [{word}]", ".arch_extension nolse",
+                two = in(reg) 2_u64, old = out(reg) old, word = in(reg) &raw mut word);
+        }
+        assert_eq!((old, word), (40, 42));
+    });
+    println!("what AT_HWCAP tells is there, and what it does not tell of these is not");
+}
+
 #[unsafe(no_mangle)]
 fn main(environment: Environment) -> i32 {
     let auxiliary = |kind| environment.auxiliary(kind).unwrap_or_else(|| panic!("AT type {kind} is missing"));
@@ -52,6 +87,7 @@ fn main(environment: Environment) -> i32 {
     let random = unsafe { (auxiliary(AT_RANDOM) as *const [u64; 2]).read_unaligned() };
     assert_ne!(random, [0, 0], "AT_RANDOM");
     println!("FP and SIMD: {}", auxiliary(AT_HWCAP) & 3 == 3);
+    told_is_there(auxiliary(AT_HWCAP));
 
     assert!(ZEROES.iter().all(|byte| byte.load(Ordering::Relaxed) == 0), ".bss is not zero");
     ZEROES.iter().for_each(|byte| byte.store(0xa5, Ordering::Relaxed));
