@@ -82,6 +82,11 @@ fn main(environment: Environment) -> i32 {
         assert_eq!(signal(|| asm!("brk #1")), SIGTRAP);
     }
     println!("what is the kernel's alone is an illegal instruction");
+    let waited: u64;
+    // SAFETY: both wait, for an interrupt or an event at the longest, whoever executes them.
+    unsafe { asm!("mov {0}, #1", "wfi", "add {0}, {0}, #1", "wfe", "add {0}, {0}, #1", out(reg) waited) };
+    assert_eq!(waited, 3);
+    println!("who waits for an interrupt or an event goes on behind it");
     assert_eq!(signal(|| call(main as *const () as usize + 2)), SIGBUS);
     println!("an instruction that is not aligned is a bus error");
     0
