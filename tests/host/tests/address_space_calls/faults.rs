@@ -3,11 +3,14 @@
 use super::on_all;
 
 on_all!(a_write_brings_a_block_and_a_read_zeroes);
+on_all!(a_mapping_without_a_block_gets_what_fits);
 on_all!(memory_that_is_short_brings_less);
 on_all!(a_part_that_is_changed_and_changed_back_leaves_the_block_folded);
 on_all!(memory_that_may_not_be_accessed_keeps_what_is_in_it);
 on_all!(a_file_folds_and_ends);
 on_all!(a_fault_that_is_over_is_spurious);
+on_all!(what_a_tlb_still_holds_is_flushed_by_the_next_fault);
+on_all!(what_was_given_up_is_fetched_as_it_was_written);
 on_all!(pages_advised_free_are_taken_when_memory_is_short);
 on_all!(what_is_young_goes_last);
 on_all!(an_idle_pass_leaves_what_may_be_lost);
@@ -18,12 +21,14 @@ on_all!(the_heap_grows_and_shrinks);
 on_all!(what_is_in_memory_is_told);
 
 mod inner {
-    use arch::VirtAddr;
+    use arch::features::Hafdbs;
+    use arch::{Mmu, Pfn, VirtAddr};
     use mm::contpte::Obstacle;
     use mm::counters::Counter;
     use mm::mman::*;
     use mm::{Access, Fault, Resolution};
     use model::GranuleType;
+    use model::mmu::Outcome;
     use pleat_host_tests::address_space::World;
 
     use crate::{Calls, PRIVATE, RW, RX, SHARED, at};
@@ -52,6 +57,23 @@ mod inner {
         world.map(1, 1, block, RW, PRIVATE);
         assert_eq!(world.fault(1, 1, Access::Write), Ok(Resolution::Changed));
         assert_eq!(world.why(1, 1), Err(Obstacle::Hole(VirtAddr::new(at(world, 0)))));
+    }
+
+    pub(super) fn a_mapping_without_a_block_gets_what_fits<G: GranuleType + Sync>(world: &mut World<'_, G>) {
+        let block = world.block();
+        // The first page is not mapped.
+        world.map(0, 1, block - 1, RW, PRIVATE);
+        for order in 0..block.ilog2() {
+            let first = 1 << order;
+            let used = world.used();
+            assert_eq!(world.fault(0, 2 * first - 1, Access::Write), Ok(Resolution::Changed));
+            let of_table = u64::from(order == 0) * (world.used() - used - 1);
+            assert_eq!(world.used() - used - of_table, first, "pages of order {order}");
+            for page in first..2 * first {
+                assert_eq!(world.fault(0, page, Access::Write), Ok(Resolution::Spurious), "page {page}");
+                assert_eq!(world.frame(0, page) - world.frame(0, first), page - first);
+            }
+        }
     }
 
     pub(super) fn memory_that_is_short_brings_less<G: GranuleType + Sync>(world: &mut World<'_, G>) {
@@ -189,6 +211,52 @@ mod inner {
         assert_eq!(world.fault(0, 1, Access::Read), Ok(Resolution::Changed));
         assert_eq!(world.fault(0, 2, Access::Read), Ok(Resolution::Spurious));
         assert_eq!(world.why(0, 0), Ok(()));
+    }
+
+    /// An entry that is made old is not flushed, and one that is old needs no flush when it becomes writable. So a TLB may hold
+    /// what it was before, and the access faults again.
+    pub(super) fn what_a_tlb_still_holds_is_flushed_by_the_next_fault<G: GranuleType + Sync>(
+        world: &mut World<'_, G>,
+    ) {
+        world.switch(0, Some(0));
+        world.map(0, 0, world.block(), RW, SHARED);
+        let write = model::mmu::Access { kind: model::mmu::Kind::Write, privileged: false };
+        let may_fault = |world: &World<'_, G>, page| {
+            let outcomes = world.machine.cpu(0).access(VirtAddr::new(at(world, page)), write);
+            outcomes.contains(&Outcome::PermissionFault)
+        };
+        // Clean until it is written to, and young.
+        assert_eq!(world.fault(0, 0, Access::Read), Ok(Resolution::Changed));
+        world.advise(0, 0, world.block(), MADV_COLD);
+        assert_eq!(world.fault(0, 1, Access::Write), Ok(Resolution::Changed));
+        // Time passes: walks see what was stored.
+        world.machine.cpu(0).publish();
+        // Hardware that sets the dirty state does not fault, and walks for that.
+        let hardware = world.machine.config().hafdbs == Hafdbs::AfDbm;
+        assert_eq!(may_fault(world, 1), !hardware);
+        assert_eq!(world.fault(0, 1, Access::Write), Ok(Resolution::Spurious));
+        assert!(!may_fault(world, 1), "it faults again and again");
+    }
+
+    /// What a user has written is known by the dirty state, which `MADV_FREE` takes.
+    pub(super) fn what_was_given_up_is_fetched_as_it_was_written<G: GranuleType + Sync>(
+        world: &mut World<'_, G>,
+    ) {
+        let block = world.block();
+        world.map(0, 0, block, RW | PROT_EXEC, PRIVATE);
+        assert_eq!(world.fault(0, 0, Access::Write), Ok(Resolution::Changed));
+        let folio = (Pfn::new(world.frame(0, 0)).addr(G::GRANULE), World::<G>::va(block));
+        assert_eq!(world.machine.take_fetchable(), [folio], "before it can be executed");
+        world.protect(0, 0, block, RW);
+        for advice in [MADV_FREE, MADV_COLD] {
+            // Here the process writes, to pages that are dirty.
+            assert_eq!(world.fault(0, 1, Access::Write), Ok(Resolution::Spurious));
+            world.advise(0, 0, block, advice);
+            world.protect(0, 0, block, RX);
+            assert_eq!(world.machine.take_fetchable(), [folio], "what was written before {advice}");
+            world.protect(0, 0, block, RW);
+            assert_eq!(world.fault(0, 1, Access::Write), Ok(Resolution::Changed));
+        }
     }
 
     pub(super) fn pages_advised_free_are_taken_when_memory_is_short<G: GranuleType + Sync>(

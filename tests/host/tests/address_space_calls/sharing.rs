@@ -4,6 +4,7 @@ use super::on_all;
 
 on_all!(a_block_that_is_nobody_elses_is_taken_back_by_one_fault);
 on_all!(a_write_to_a_shared_block_copies_it_or_a_page);
+on_all!(a_child_does_not_give_up_what_its_parent_wrote);
 on_all!(what_is_shared_stays_shared);
 on_all!(permissions_do_not_undo_copy_on_write);
 on_all!(a_child_does_not_lose_what_follows_a_page_that_is_free);
@@ -85,6 +86,22 @@ mod inner {
         // What the child has of it is still shared, and so is the parent's.
         world.set_word(0, block + 6, 97);
         assert_eq!((world.word(1, block + 6), world.word(0, block + 6)), (block as u32 + 6, 97));
+    }
+
+    /// Clean is only what was given up.
+    pub(super) fn a_child_does_not_give_up_what_its_parent_wrote<G: GranuleType + Sync>(
+        world: &mut World<'_, G>,
+    ) {
+        let block = world.block();
+        world.map(0, 0, block + 1, RW, PRIVATE);
+        (0..=block).for_each(|page| world.set_word(0, page, 1 + page as u32));
+        fork(world, 1);
+        for process in [1, 0] {
+            for round in 0..2 {
+                assert_eq!(world.processes[process].space.reclaim(u64::MAX), Some(0), "round {round}");
+            }
+            assert!((0..=block).all(|page| world.word(process, page) == 1 + page as u32));
+        }
     }
 
     pub(super) fn what_is_shared_stays_shared<G: GranuleType + Sync>(world: &mut World<'_, G>) {

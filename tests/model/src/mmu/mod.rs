@@ -268,6 +268,11 @@ impl<G: GranuleType> Machine<G> {
         self.state.lock().written.take()
     }
 
+    /// What was made visible to instruction fetches since this was last called: first addresses, and bytes.
+    pub fn take_fetchable(&self) -> Vec<(PhysAddr, u64)> {
+        core::mem::take(&mut self.state.lock().fetchable)
+    }
+
     /// What was found so far.
     ///
     /// # Errors
@@ -471,6 +476,10 @@ unsafe impl<G: GranuleType> Mmu for &Machine<G> {
 
     fn complete(&self) {
         self.running().complete();
+    }
+
+    fn sync_icache(&self, start: PhysAddr, size: u64) {
+        self.state.lock().fetchable.push((start, size));
     }
 
     fn invalidate_local(&self, operation: Tlbi) {

@@ -64,6 +64,8 @@ pub(super) struct State {
     pub(super) moment: Option<Moment>,
     /// What a CPU has stored, and nobody has put into memory yet.
     pub(super) written: Option<(PhysAddr, u32)>,
+    /// What was made visible to instruction fetches: first addresses, and bytes.
+    pub(super) fetchable: Vec<(PhysAddr, u64)>,
     pub(super) log: Log,
 }
 
@@ -92,6 +94,7 @@ impl State {
             agent: None,
             moment: None,
             written: None,
+            fetchable: Vec::new(),
             log: Log::default(),
         }
     }
