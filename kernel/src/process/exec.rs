@@ -143,13 +143,14 @@ pub(crate) fn execve(task: &Arc<Task>, frame: &mut TrapFrame, args: [u64; 6]) ->
     sched::unload();
     let old = task.space.lock().replace(image.space.clone());
     sched::load(&image.space);
-    drop(old);
+    if let Some(old) = old {
+        life::clear_child_tid(task, &old);
+    }
     task::set_thread_pointer(0);
     if features::common().fp_simd {
         // SAFETY: EL0 may use FP.
         unsafe { FpState::new().load() };
     }
-    task.clear_child_tid.store(0, core::sync::atomic::Ordering::Relaxed);
     *task.name.lock() = path;
     task.files.lock().close_on_exec();
     life::end_vfork(task);

@@ -13,7 +13,7 @@ use spin::{Mutex, MutexGuard};
 
 use super::space::{self, Space};
 use super::stack::MAX_TASKS;
-use super::{Begin, Pid, Signal, Status, TASKS, Task, sched, uaccess};
+use super::{Begin, Pid, Signal, Status, TASKS, Task, reclaim, sched, uaccess};
 use crate::{features, heap, timer};
 
 /// All processes, those too that have ended and nobody has waited for.
@@ -225,16 +225,22 @@ pub(crate) fn end_vfork(task: &Task) {
     }
 }
 
-/// Ends the current process, but for its last step: [`sched::switch_out`].
-pub(crate) fn exit(task: &Arc<Task>, status: Status) {
-    let clear = task.clear_child_tid.load(Ordering::Relaxed);
+/// Tells who shares the memory that a process leaves, at its end or for another program, by the word that it was started with
+/// (CLONE_CHILD_CLEARTID). It may be killed already, so this is not done as if it wrote itself.
+pub(crate) fn clear_child_tid(task: &Task, left: &Space) {
+    let clear = task.clear_child_tid.swap(0, Ordering::Relaxed);
     if clear != 0 {
         // Nobody can be told that it is not writable.
-        let _ = uaccess::write(task, clear, &0_u32.to_le_bytes());
+        let _ = reclaim::retrying(|| left.write(clear, &0_u32.to_le_bytes()));
     }
+}
+
+/// Ends the current process, but for its last step: [`sched::switch_out`].
+pub(crate) fn exit(task: &Arc<Task>, status: Status) {
     sched::unload();
-    let space = task.space.lock().take();
-    drop(space);
+    if let Some(space) = { task.space.lock().take() } {
+        clear_child_tid(task, &space);
+    }
     task.files.lock().close_all();
     end_vfork(task);
 

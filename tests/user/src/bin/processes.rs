@@ -113,7 +113,7 @@ fn copies() {
 /// not under QEMU's user emulation, which gives it memory of its own.
 fn vfork(environment: Environment) {
     const RUNS: u32 = 0x5555_5555;
-    let child: usize;
+    let mut child: usize;
     let words = [AtomicU32::new(RUNS), AtomicU32::new(RUNS)];
     // SAFETY: the child touches no memory; the parent goes on after it has ended.
     unsafe {
@@ -136,10 +136,49 @@ fn vfork(environment: Environment) {
     }
     assert_eq!(wait(child as isize), Ok((child, exited(9))));
     println!("a parent waits for its vfork child");
+
+    // The same for a child that leaves the memory to run a program, this one.
+    words[0].store(RUNS, Ordering::Relaxed);
+    let own = environment.arg(0).expect("a program has a name").as_ptr() as usize;
+    let arguments = [own, c"seven".as_ptr() as usize, 0];
+    // SAFETY: as above.
+    unsafe {
+        asm!(
+            "svc #0",
+            "cbnz x0, 1f",
+            "mov x0, {own}",
+            "mov x1, {arguments}",
+            "mov x2, xzr",
+            "mov x8, {execve}",
+            "svc #0",
+            "mov x0, #9",
+            "mov x8, {exit}",
+            "svc #0",
+            "1:",
+            own = in(reg) own,
+            arguments = in(reg) arguments.as_ptr(),
+            execve = const nr::EXECVE,
+            exit = const nr::EXIT_GROUP,
+            in("x8") nr::CLONE,
+            inlateout("x0") CLONE_VM | CLONE_VFORK | CLONE_CHILD_CLEARTID | SIGCHLD => child,
+            in("x1") 0, in("x2") 0, in("x3") 0, in("x4") &raw const words,
+        );
+    }
+    let left = [0, 1].map(|i: usize| words[i].load(Ordering::Relaxed));
+    let waited = wait(child as isize);
+    // The emulator's host does not run the program.
+    if !on_qemu_user(environment) {
+        assert_eq!(left, [0, RUNS], "CLONE_CHILD_CLEARTID");
+        assert_eq!(waited, Ok((child, exited(7))));
+    }
+    println!("and until it runs another program");
 }
 
 #[unsafe(no_mangle)]
 fn main(environment: Environment) -> i32 {
+    if environment.arg(1) == Some(b"seven") {
+        return 7;
+    }
     statuses();
     several();
     numbers();
