@@ -34,7 +34,7 @@ const LEAST_URGENT: u8 = 0xe0;
 
 static GIC: Once<Driver> = Once::new();
 
-/// How each CPU is addressed by an SGI: its affinity fields (v3) or the bit of its CPU interface
+/// How each CPU is addressed by an SGI, and an SPI is led to it: its affinity fields (v3) or the bit of its CPU interface
 /// (v2), once it has called [`init_cpu`].
 static TARGETS: [AtomicU64; MAX_CPUS] = [const { AtomicU64::new(NO_TARGET) }; _];
 const NO_TARGET: u64 = u64::MAX;

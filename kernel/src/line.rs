@@ -1,5 +1,6 @@
 //! The line discipline of the console: what a terminal sends becomes lines, as Linux's canonical mode makes them (termios(3):
-//! ICANON, ICRNL, ECHO, ECHOE, ECHOKE, ECHOCTL). There are no signals, so that `^C` is a character like others.
+//! ICANON, ICRNL, ECHO, ECHOE, ECHOKE, ECHOCTL). There are no signals, so that `^C` is a character like others; a tab is shown
+//! as `^I`, since what it takes on the screen depends on what stands before the line.
 //!
 //! ```text
 //!  bytes ──Line::input──▶ a line that is edited ──its end──▶ Line::complete ──Line::consume──▶ the next one

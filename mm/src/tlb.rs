@@ -1,8 +1,8 @@
 //! TLB maintenance of one address space: which operations, how many, and in what order.
 //!
-//! Every function but `flush_tables` and `flush_moved_tables` issues operations for leaf entries at level 3, with that level as a hint, for the
-//! ASID of the mm (every ASID for the kernel's). Descriptor stores come first: [`Mmu::publish`] is issued before the first
-//! operation (DDI 0487, D8.16, RDDMVT).
+//! Every function but `flush_tables` and `flush_moved_tables` issues operations for leaf entries at level 3, with that level as a
+//! hint, for the ASID of the mm (every ASID for the kernel's). Descriptor stores come first: [`Mmu::publish`] is issued before
+//! the first operation (DDI 0487, D8.16, RDDMVT).
 
 use arch::granule::LAST_LEVEL;
 use arch::tlbi::{Space, Tlbi};

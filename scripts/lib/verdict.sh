@@ -76,7 +76,13 @@ open_console_input() {
 
 # feed_console: begins to send what is piped in, and its end. Called when a program is about to run: it would get lost in a
 # UART that is not set up yet, and firmware takes it for keys.
-feed_console() { [[ -z $CONSOLE_START ]] || echo >&"$CONSOLE_START"; }
+feed_console() {
+    [[ -n $CONSOLE_START ]] || return
+    echo >&"$CONSOLE_START"
+    # Once: a program may print the same line.
+    exec {CONSOLE_START}>&-
+    CONSOLE_START=''
+}
 
 # leave_console IMAGE: ends who feeds it, who may wait for ever, and leaves no disk behind, nor a terminal without echo.
 leave_console() {

@@ -260,6 +260,7 @@ impl Driver {
             }
         }
     }
+
     /// Receives a character, if there is one.
     pub(super) fn read(&mut self) -> Option<u8> {
         match self {

@@ -9,7 +9,7 @@ use mm::{Errno, File};
 use spin::Mutex;
 
 use super::initramfs::{self, Node, OpenFile};
-use super::{Task, tty, uaccess};
+use super::{Task, sched, tty, uaccess};
 use crate::{console, heap};
 
 /// The most descriptors of a process.
@@ -121,13 +121,16 @@ fn join(start: &[u8], path: &[u8]) -> Result<Vec<u8>, Errno> {
 pub(crate) fn openat(task: &Arc<Task>, args: [u64; 6]) -> Result<u64, Errno> {
     use flags::*;
     let [directory, path, flags, ..] = args;
+    // A directory is not created so, and Linux has refused both together since 6.4.
+    if flags & (O_CREAT | O_DIRECTORY) == O_CREAT | O_DIRECTORY {
+        return Err(Errno::EINVAL);
+    }
     let path = uaccess::read_string(task, path, PATH_MAX)?;
     let has = |flag| flags & flag != 0;
     if path.is_empty() {
         return Err(Errno::ENOENT);
     }
-    // A directory is not created so, and Linux has refused both together since 6.4.
-    if has(O_NOFOLLOW) || has(O_CREAT) && has(O_DIRECTORY) {
+    if has(O_NOFOLLOW) {
         return Err(Errno::EINVAL);
     }
     let path = if path[0] == b'/' || directory as i32 == AT_FDCWD {
@@ -210,7 +213,8 @@ fn read_at(task: &Arc<Task>, file: &OpenFile, offset: u64, buffer: u64, count: u
     let count = count.min(MAX_COUNT);
     let mut done = 0;
     let mut piece = [0; PIECE];
-    while done < count {
+    while done < count && task.killed().is_none() {
+        sched::cond_resched();
         let to = buffer + done;
         let wanted = (count - done).min(PIECE as u64).min(uaccess::to_page_end(to)) as usize;
         let nr = file.file.read(offset + done, &mut piece[..wanted]);
@@ -259,6 +263,7 @@ pub(crate) fn write(task: &Arc<Task>, fd: u64, buffer: u64, count: u64) -> Resul
     let mut done = 0;
     let mut piece = [0; PIECE];
     while done < count && task.killed().is_none() {
+        sched::cond_resched();
         let piece = &mut piece[..(count - done).min(PIECE as u64) as usize];
         match uaccess::read(task, buffer.wrapping_add(done), piece) {
             Ok(()) => console::write_bytes(piece),

@@ -160,7 +160,7 @@ mod flags {
 /// `clone(flags, stack, parent_tid, tls, child_tid)`
 ///
 /// # Errors
-/// EINVAL for flags that are not supported, EAGAIN, ENOMEM, EFAULT.
+/// EINVAL for flags that are not supported, EAGAIN, OutOfMemory, EFAULT.
 pub(crate) fn clone(task: &Arc<Task>, frame: &TrapFrame, args: [u64; 6]) -> Result<u64, Errno> {
     use flags::*;
     let [flags, stack, parent_tid, tls, child_tid, _] = args;
@@ -227,9 +227,10 @@ pub(crate) fn end_vfork(task: &Task) {
 
 /// Tells who shares the memory that a process leaves, at its end or for another program, by the word that it was started with
 /// (CLONE_CHILD_CLEARTID). It may be killed already, so this is not done as if it wrote itself.
-pub(crate) fn clear_child_tid(task: &Task, left: &Space) {
+pub(crate) fn clear_child_tid(task: &Task, left: &Arc<Space>) {
     let clear = task.clear_child_tid.swap(0, Ordering::Relaxed);
-    if clear != 0 {
+    // Nobody else has it: as on Linux nothing is written. Who has it for a moment only is taken for one that shares it.
+    if clear != 0 && Arc::strong_count(left) > 1 {
         // Nobody can be told that it is not writable.
         let _ = reclaim::retrying(|| left.write(clear, &0_u32.to_le_bytes()));
     }

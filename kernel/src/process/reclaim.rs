@@ -7,7 +7,7 @@ use core::sync::atomic::{AtomicU64, Ordering};
 
 use mm::{Errno, Fault};
 
-use super::space;
+use super::{sched, space};
 use crate::memory;
 
 /// With so many frames free, memory is not what was missing: the most that is asked for at once are the arguments of `execve`
@@ -48,7 +48,7 @@ pub(crate) fn retrying<T, E: MayBeMemory>(mut act: impl FnMut() -> Result<T, E>)
     }
 }
 
-/// Takes pages where memory is short; whether it took any.
+/// Takes pages where memory is short; whether it took any, or some are being given back.
 fn reclaim() -> bool {
     // In turns, so that it is not always the same one that loses its pages.
     static LAST: AtomicU64 = AtomicU64::new(0);
@@ -77,6 +77,10 @@ fn reclaim() -> bool {
         if taken > 0 {
             return true;
         }
+    }
+    if space::any_ends() {
+        sched::relax();
+        return true;
     }
     false
 }

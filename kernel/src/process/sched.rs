@@ -105,7 +105,7 @@ pub(crate) fn with_current<R>(act: impl FnOnce(&Task) -> R) -> Option<R> {
     })
 }
 
-/// Whether this CPU runs a task. For exception handlers, with interrupts masked.
+/// Whether this CPU runs a task. Asked by exception handlers, and where the task can't be moved to another CPU meanwhile.
 pub(crate) fn runs_a_task() -> bool {
     !CPUS[cpu::index()].current.load(Ordering::Relaxed).is_null()
 }
@@ -202,7 +202,8 @@ pub(crate) fn run_next() -> bool {
     true
 }
 
-/// Leaves the CPU, as the task that it runs. Returns when the task goes on, perhaps on another CPU. No lock may be held but mmap_locks.
+/// Leaves the CPU, as the task that it runs. Returns when the task goes on, perhaps on another CPU. No lock may be
+/// held but mmap_locks.
 ///
 /// # Panics
 /// Where this CPU runs no task.

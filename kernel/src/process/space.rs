@@ -69,6 +69,11 @@ pub(crate) fn count() -> usize {
     SPACES.lock().len()
 }
 
+/// Whether one that nobody has any more is still giving its memory back: who does that lets others run meanwhile.
+pub(crate) fn any_ends() -> bool {
+    SPACES.lock().iter().any(|(_, space)| space.strong_count() == 0)
+}
+
 /// The address space with the next number after `id`, or else with the first, and its number.
 pub(crate) fn after(id: u64) -> Option<(u64, Arc<Space>)> {
     let spaces = SPACES.lock();

@@ -70,7 +70,7 @@ fn untagged(far: u64) -> VirtAddr {
     VirtAddr::new(if is_lower { far & !(0xff << 56) } else { far })
 }
 
-/// After an interrupt that was taken from EL0: the time slice has ended. Interrupts are masked.
+/// After an interrupt that was taken from EL0, which ends the time slice, whatever it was for. Interrupts are masked.
 pub(crate) fn interrupted() {
     sched::switch_out(Outcome::Yield);
     let task = sched::current().expect("a task ran at EL0");

@@ -79,7 +79,7 @@ pub(crate) fn read_word(task: &Arc<Task>, va: u64) -> Result<u64, Errno> {
 /// Reads a string up to its NUL, without it.
 ///
 /// # Errors
-/// EFAULT; ENAMETOOLONG where `limit` bytes have no NUL; ENOMEM.
+/// EFAULT; ENAMETOOLONG where `limit` bytes have no NUL; OutOfMemory.
 pub(crate) fn read_string(task: &Arc<Task>, va: u64, limit: usize) -> Result<Vec<u8>, Errno> {
     let mut string = Vec::new();
     let mut at = va;

@@ -18,7 +18,8 @@ impl<'m, M: Mmu> AddressSpace<'m, M> {
     /// *Maintenance:* one flush for each last-level table of the parent that has private memory that it could write to.
     ///
     /// # Errors
-    /// [`Errno::OutOfMemory`]; [`Errno::ENOMEM`] where a folio has more mappings than can be counted. All that the child had is given back, `child`'s root table too.
+    /// [`Errno::OutOfMemory`]; [`Errno::ENOMEM`] where a folio has more mappings than can be counted. All that the child had is
+    /// given back, `child`'s root table too.
     pub fn fork(&self, child: Mm<'m, M>) -> Result<Self, Errno> {
         let child = Self::new(child, self.memory, self.policy);
         let map = self.write_map();

@@ -195,6 +195,15 @@ fn long_calls_let_others_run() {
     assert_eq!(outcome.passed().names(), [name]);
 }
 
+/// Memory that a process had is there for others, though it takes its time to give it back.
+#[test]
+fn memory_of_who_ends_goes_to_who_needs_it() {
+    let boot = boot("init=/bin/heir").option("--memory", "64M").option("--smp", "1");
+    let outcome = boot.option("--qemu", "-icount shift=6,sleep=off").run();
+    passed(&outcome);
+    assert_eq!(printed(&outcome), ["what one leaves another gets"], "{outcome}");
+}
+
 /// Who asks for more memory than there is is killed, and nobody else.
 #[test]
 fn memory_that_is_all_used_kills_who_asked() {

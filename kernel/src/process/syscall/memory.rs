@@ -97,6 +97,7 @@ pub(super) fn mincore(task: &Arc<Task>, addr: u64, length: u64, vec: u64) -> Res
     let space = task.own_space();
     let mut done = 0;
     while done < pages && task.killed().is_none() {
+        sched::cond_resched();
         let mut residency = [0; PAGES as usize];
         let residency = &mut residency[..(pages - done).min(PAGES) as usize];
         space.mincore(addr + done * PAGE, residency.len() as u64 * PAGE, residency)?;

@@ -5,7 +5,7 @@ use alloc::sync::Arc;
 use log::warn;
 use mm::Errno;
 
-use crate::process::{Task, files, random, uaccess};
+use crate::process::{Task, files, random, sched, uaccess};
 
 /// `uname(buffer)`. The name is Linux's, since its system calls are meant, and so is the release: libraries look at it.
 ///
@@ -53,6 +53,7 @@ pub(super) fn getrandom(task: &Arc<Task>, buffer: u64, count: u64, flags: u64) -
     }
     let mut done = 0;
     while done < count && task.killed().is_none() {
+        sched::cond_resched();
         let mut piece = [0; 256];
         let piece = &mut piece[..(count - done).min(256) as usize];
         random::fill(piece);

@@ -1,5 +1,6 @@
 //! Prints what is typed, line by line with its number, to the end; with few bytes at a time, so that lines are read in parts.
-//! With the argument `edge` after it has read where it can't store it, and partly can; with `two` two processes add up what is in whole lines; with `left` a child is left that waits for more.
+//! With an argument something else: `edge` first reads to where it can't be stored, and partly can; with `two` two processes
+//! add up what is in whole lines; with `left` a child is left that waits for more.
 #![no_std]
 #![no_main]
 
