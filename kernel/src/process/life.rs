@@ -131,11 +131,11 @@ pub(crate) fn idle_pass() {
     if now < due || NEXT.compare_exchange(due, next, Ordering::Relaxed, Ordering::Relaxed).is_err() {
         return;
     }
-    let Some((id, space)) = space::after(LAST.load(Ordering::Relaxed)) else { return };
-    LAST.store(id, Ordering::Relaxed);
+    let Some(space) = space::after(LAST.load(Ordering::Relaxed)) else { return };
+    LAST.store(space.id, Ordering::Relaxed);
     let folded = space.refold_pass();
     if folded > 0 {
-        debug!("address space {id}: {folded} blocks were folded while the CPU had nothing to do");
+        debug!("address space {}: {folded} blocks were folded while the CPU had nothing to do", space.id);
     }
 }
 

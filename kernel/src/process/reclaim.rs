@@ -3,16 +3,13 @@
 //! What may go is what was advised MADV_FREE and not written to since. There is no swap, and the page cache is all there is of
 //! the files, so nothing else may.
 
+use core::mem;
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use mm::{Errno, Fault};
 
 use super::{sched, space};
-use crate::memory;
 
-/// With so many frames free, memory is not what was missing: the most that is asked for at once are the arguments of `execve`
-/// ([`MAX_ARGUMENTS`](kernel::initial_stack::MAX_ARGUMENTS)), 512.
-const PLENTY: u64 = 1024;
 /// Pages that are taken at a time, at least, where there are so many: as many as Linux takes.
 const BATCH: u64 = 32;
 
@@ -34,27 +31,28 @@ impl MayBeMemory for Fault {
     }
 }
 
-/// Does `act`; again and again where there is no memory for it, as long as pages can be taken. What fails must be such that it
-/// can be done again. No lock may be held.
+/// Does `act`; again and again where there is no memory for it, as long as pages can be taken, or others give memory back. What
+/// fails must be such that it can be done again. No lock may be held.
 ///
 /// # Errors
 /// Those of `act`.
 pub(crate) fn retrying<T, E: MayBeMemory>(mut act: impl FnMut() -> Result<T, E>) -> Result<T, E> {
+    // Who unmaps something tells nobody, so it is tried once more before it is given up.
+    let mut once_more = true;
     loop {
+        let ended = space::ended();
         match act() {
-            Err(error) if error.is_memory() && reclaim() => {}
+            Err(error) if error.is_memory() && (reclaim(ended) || mem::take(&mut once_more)) => {}
             result => return result,
         }
     }
 }
 
-/// Takes pages where memory is short; whether it took any, or some are being given back.
-fn reclaim() -> bool {
+/// Takes pages of processes. Whether it took any, or some have been given back since so many address spaces had ended, or are
+/// just being given back.
+fn reclaim(ended: u64) -> bool {
     // In turns, so that it is not always the same one that loses its pages.
     static LAST: AtomicU64 = AtomicU64::new(0);
-    if memory::frames().free_frames() >= PLENTY {
-        return false;
-    }
     // The first round makes old what is young, and the second takes it where it was not used in between.
     for _ in 0..2 {
         let mut taken = 0;
@@ -62,8 +60,8 @@ fn reclaim() -> bool {
         while busy && taken == 0 {
             busy = false;
             for _ in 0..space::count() {
-                let Some((id, space)) = space::after(LAST.load(Ordering::Relaxed)) else { break };
-                LAST.store(id, Ordering::Relaxed);
+                let Some(space) = space::after(LAST.load(Ordering::Relaxed)) else { break };
+                LAST.store(space.id, Ordering::Relaxed);
                 match space.reclaim(BATCH - taken) {
                     Some(pages) => taken += pages,
                     // Who changes its mappings waits for nothing that is held here, and could run meanwhile.
@@ -82,5 +80,6 @@ fn reclaim() -> bool {
         sched::relax();
         return true;
     }
-    false
+    // One that has left the list since was counted before.
+    space::ended() != ended
 }

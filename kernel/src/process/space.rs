@@ -49,8 +49,19 @@ pub(crate) struct Space(
     #[expect(dead_code, reason = "it is for its drop")] Listed,
 );
 
-/// Address spaces whose memory is not given back yet, in the order of their numbers.
-static SPACES: Mutex<Vec<(u64, Weak<Space>)>> = Mutex::new(Vec::new());
+/// An address space whose memory is not given back yet.
+struct Entry {
+    id: u64,
+    space: Weak<Space>,
+    /// How many of those who have it are no process ([`Lent`]).
+    lent: usize,
+}
+
+/// All of them, in the order of their numbers.
+static SPACES: Mutex<Vec<Entry>> = Mutex::new(Vec::new());
+
+/// How many have given their memory back.
+static ENDED: AtomicU64 = AtomicU64::new(0);
 
 /// The number of an address space in [`SPACES`], which it leaves when this is dropped: after the address space.
 struct Listed(u64);
@@ -58,7 +69,9 @@ struct Listed(u64);
 impl Drop for Listed {
     fn drop(&mut self) {
         let mut spaces = SPACES.lock();
-        if let Ok(index) = spaces.binary_search_by_key(&self.0, |(id, _)| *id) {
+        if let Ok(index) = spaces.binary_search_by_key(&self.0, |entry| entry.id) {
+            // Who doesn't find it any more finds it counted.
+            ENDED.fetch_add(1, Ordering::Relaxed);
             spaces.remove(index);
         }
     }
@@ -69,16 +82,52 @@ pub(crate) fn count() -> usize {
     SPACES.lock().len()
 }
 
-/// Whether one that nobody has any more is still giving its memory back: who does that lets others run meanwhile.
-pub(crate) fn any_ends() -> bool {
-    SPACES.lock().iter().any(|(_, space)| space.strong_count() == 0)
+/// How many address spaces have ended so far, with all their memory given back.
+pub(crate) fn ended() -> u64 {
+    ENDED.load(Ordering::Relaxed)
 }
 
-/// The address space with the next number after `id`, or else with the first, and its number.
-pub(crate) fn after(id: u64) -> Option<(u64, Arc<Space>)> {
-    let spaces = SPACES.lock();
-    let (before, after) = spaces.split_at(spaces.partition_point(|(other, _)| *other <= id));
-    after.iter().chain(before).find_map(|(id, space)| Some((*id, space.upgrade()?)))
+/// Whether one that no process has any more has not given all its memory back: who does that lets others run meanwhile, and
+/// may be who it was only [`Lent`] to.
+pub(crate) fn any_ends() -> bool {
+    SPACES.lock().iter().any(|entry| entry.space.strong_count() <= entry.lent)
+}
+
+/// An address space for a moment, by who is not its process. Its memory is given back by whoever has it last.
+pub(crate) struct Lent {
+    pub(crate) id: u64,
+    space: Option<Arc<Space>>,
+}
+
+impl Deref for Lent {
+    type Target = Space;
+
+    fn deref(&self) -> &Space {
+        self.space.as_ref().expect("it goes with this")
+    }
+}
+
+impl Drop for Lent {
+    fn drop(&mut self) {
+        // First, so that it is never taken for a process's.
+        drop(self.space.take());
+        let mut spaces = SPACES.lock();
+        if let Ok(index) = spaces.binary_search_by_key(&self.id, |entry| entry.id) {
+            spaces[index].lent -= 1;
+        }
+    }
+}
+
+/// The address space with the next number after `id`, or else with the first.
+pub(crate) fn after(id: u64) -> Option<Lent> {
+    let mut spaces = SPACES.lock();
+    let next = spaces.partition_point(|entry| entry.id <= id);
+    let (before, after) = spaces.split_at_mut(next);
+    after.iter_mut().chain(before).find_map(|entry| {
+        let space = entry.space.upgrade()?;
+        entry.lent += 1;
+        Some(Lent { id: entry.id, space: Some(space) })
+    })
 }
 
 impl Space {
@@ -108,8 +157,8 @@ impl Space {
             drop(spaces);
             return Err(Errno::OutOfMemory);
         }
-        let index = spaces.partition_point(|(other, _)| *other < id);
-        spaces.insert(index, (id, Arc::downgrade(&space)));
+        let index = spaces.partition_point(|entry| entry.id < id);
+        spaces.insert(index, Entry { id, space: Arc::downgrade(&space), lent: 0 });
         drop(spaces);
         Ok(space)
     }

@@ -91,6 +91,7 @@ const TESTS: &[Test] = &[
         "process.a_block_is_used_while_another_cpu_changes_it",
         process::a_block_is_used_while_another_cpu_changes_it,
     ),
+    Test::new("process.memory_of_who_ends_is_waited_for", process::memory_of_who_ends_is_waited_for),
     Test::new("process.user_memory_is_not_the_kernels", process::user_memory_is_not_the_kernels),
     Test::new("process.kernel_stacks_have_guards", process::kernel_stacks_have_guards),
     Test { seconds: 120, ..Test::on_request("process.memory_is_short_on_request", process::memory_is_short) },

@@ -14,8 +14,8 @@ use mm::mman::{MAP_ANONYMOUS, MAP_PRIVATE, PROT_READ, PROT_WRITE};
 use super::harness::{Context, TestResult, Unmet, check};
 use super::mapping;
 use crate::console::println;
-use crate::process::space::Space;
-use crate::process::{Status, init, stack};
+use crate::process::space::{self, Space};
+use crate::process::{Status, init, reclaim, stack};
 use crate::user::Loaded;
 use crate::vm::{self, PAGE};
 use crate::{cpu, features, heap, memory};
@@ -118,6 +118,38 @@ pub(crate) fn user_memory_is_not_the_kernels(_: &Context<'_>) -> TestResult {
             fault.and_then(|fault| fault.esr.abort()).is_some_and(|abort| abort.is_permission_fault());
         check!(forbidden, "the kernel's own access: {fault:?}");
     }
+    Ok(())
+}
+
+/// What fails for want of memory is done again as long as an address space that has ended is not given back, by whoever has it
+/// last; where one was given back meanwhile; and else once more. What fails for something else is not.
+pub(crate) fn memory_of_who_ends_is_waited_for(_: &Context<'_>) -> TestResult {
+    /// Calls `before` with the number of each try, which then fails. How many there were.
+    fn tries(error: Errno, mut before: impl FnMut(u32)) -> u32 {
+        let mut tries = 0;
+        let _ = reclaim::retrying(|| {
+            tries += 1;
+            before(tries);
+            if tries < 20 { Err(error) } else { Ok(()) }
+        });
+        tries
+    }
+    check!(space::count() == 0, "a process is left");
+    let found = tries(Errno::ENOMEM, |_| {});
+    check!(found == 1, "of something else: {found} tries");
+    let found = tries(Errno::OutOfMemory, |_| {});
+    check!(found == 2, "nobody ends: {found} tries");
+
+    let mut process = Some(Space::new().expect("memory for tables"));
+    let mut lent = space::after(0);
+    check!(lent.is_some() && !space::any_ends(), "a process has it");
+    let found = tries(Errno::OutOfMemory, |nr| match nr {
+        1 => process = None,
+        4 => lent = None,
+        _ => {}
+    });
+    // Until it is given back, once because it was meanwhile, and once more.
+    check!(found == 6, "one ends: {found} tries");
     Ok(())
 }
 
