@@ -84,7 +84,7 @@ impl<'m> Shared<'m> {
             if let Some(found) = self.folio(page).map_err(|()| NoFolio::Beyond)? {
                 return Ok(found);
             }
-            let (first, folio) = self.new_folio(page, largest)?;
+            let Some((first, folio)) = self.new_folio(page, largest)? else { continue };
             let mut objects = self.memory.objects.lock();
             let object = &mut objects[self.place];
             // Another CPU may have filled some of it meanwhile.
@@ -95,15 +95,18 @@ impl<'m> Shared<'m> {
         }
     }
 
-    /// A zeroed folio for the largest aligned run of pages around `page` that has none, as memory allows.
-    fn new_folio(&self, page: u64, largest: u8) -> Result<(u64, Folio<'m>), NoFolio> {
+    /// A zeroed folio for the largest aligned run of pages around `page` that has none, as memory allows; `None` where the page
+    /// has one by now.
+    fn new_folio(&self, page: u64, largest: u8) -> Result<Option<(u64, Folio<'m>)>, NoFolio> {
         let largest = largest.min(block_order(self.granule()));
         for order in (0..=largest).rev() {
             let first = page & !((1 << order) - 1);
-            if self.memory.objects.lock()[self.place].room(first, 1 << order).is_some()
-                && let Ok(folio) = self.memory.alloc_zeroed(order)
-            {
-                return Ok((first, folio));
+            let has_room = self.memory.objects.lock()[self.place].room(first, 1 << order).is_some();
+            if !has_room && order == 0 {
+                return Ok(None);
+            }
+            if has_room && let Ok(folio) = self.memory.alloc_zeroed(order) {
+                return Ok(Some((first, folio)));
             }
         }
         Err(NoFolio::OutOfMemory)

@@ -140,6 +140,7 @@ pub(crate) fn execve(task: &Arc<Task>, frame: &mut TrapFrame, args: [u64; 6]) ->
     }
     let image = image(&path, &argv, &envp)?;
 
+    image.space.list();
     sched::unload();
     let old = task.space.lock().replace(image.space.clone());
     sched::load(&image.space);

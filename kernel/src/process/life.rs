@@ -90,7 +90,8 @@ fn table() -> MutexGuard<'static, Table> {
 /// # Errors
 /// As [`Task::new`].
 pub(crate) fn start_init(begin: Begin, space: Arc<Space>, frame: &TrapFrame) -> Result<(), Errno> {
-    let task = Task::new(begin, space, frame, FpState::new())?;
+    let task = Task::new(begin, space.clone(), frame, FpState::new())?;
+    space.list();
     {
         let mut table = table();
         assert!(table.processes.is_empty(), "a second init");
@@ -204,6 +205,9 @@ pub(crate) fn clone(task: &Arc<Task>, frame: &TrapFrame, args: [u64; 6]) -> Resu
         let never_ran = table().remove(pid);
         drop(never_ran);
         return Err(Errno::OutOfMemory);
+    }
+    if !has(CLONE_VM) {
+        childs.list();
     }
     if has(CLONE_PARENT_SETTID) {
         let _ = uaccess::write(task, parent_tid, &pid.to_le_bytes());

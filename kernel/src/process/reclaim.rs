@@ -3,7 +3,6 @@
 //! What may go is what was advised MADV_FREE and not written to since. There is no swap, and the page cache is all there is of
 //! the files, so nothing else may.
 
-use core::mem;
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use mm::{Errno, Fault};
@@ -31,26 +30,35 @@ impl MayBeMemory for Fault {
     }
 }
 
-/// Does `act`; again and again where there is no memory for it, as long as pages can be taken, or others give memory back. What
+/// Does `act`; again and again where there is no memory for it, as long as others give some back, or pages can be taken. What
 /// fails must be such that it can be done again. No lock may be held.
 ///
 /// # Errors
 /// Those of `act`.
 pub(crate) fn retrying<T, E: MayBeMemory>(mut act: impl FnMut() -> Result<T, E>) -> Result<T, E> {
-    // Who unmaps something tells nobody, so it is tried once more before it is given up.
-    let mut once_more = true;
+    let mut is_last = false;
     loop {
         let ended = space::ended();
-        match act() {
-            Err(error) if error.is_memory() && (reclaim(ended) || mem::take(&mut once_more)) => {}
+        let error = match act() {
+            Err(error) if error.is_memory() => error,
             result => return result,
+        };
+        // What is nobody's any more goes first, at once or in a moment.
+        if space::any_ends() {
+            sched::relax();
+        } else if space::ended() != ended {
+            // One that is no longer among them was counted before.
+        } else if is_last {
+            return Err(error);
+        } else if !take_pages() {
+            // Who unmaps something tells nobody.
+            is_last = true;
         }
     }
 }
 
-/// Takes pages of processes. Whether it took any, or some have been given back since so many address spaces had ended, or are
-/// just being given back.
-fn reclaim(ended: u64) -> bool {
+/// Takes pages of processes; whether it took any.
+fn take_pages() -> bool {
     // In turns, so that it is not always the same one that loses its pages.
     static LAST: AtomicU64 = AtomicU64::new(0);
     // The first round makes old what is young, and the second takes it where it was not used in between.
@@ -76,10 +84,5 @@ fn reclaim(ended: u64) -> bool {
             return true;
         }
     }
-    if space::any_ends() {
-        sched::relax();
-        return true;
-    }
-    // One that has left the list since was counted before.
-    space::ended() != ended
+    false
 }

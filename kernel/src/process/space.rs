@@ -9,7 +9,7 @@ use core::sync::atomic::{AtomicU64, Ordering};
 use arch::aarch64::copy::copy;
 use arch::aarch64::hardware::{Hardware, LinearMap, linear};
 use arch::{PhysAddr, TableFrame};
-use kernel::platform::PhysRange;
+use kernel::platform::{MAX_CPUS, PhysRange};
 use mm::frame::Folio;
 use mm::{AddressSpace, Errno, Memory, Mm, PhysMem, TableAlloc, ThpPolicy, UserTables, VA_BITS};
 use spin::{Mutex, Once};
@@ -30,8 +30,8 @@ static TABLES: Tables = Tables;
 /// [`Errno::OutOfMemory`]
 pub(crate) fn init(policy: ThpPolicy) -> Result<(), Errno> {
     POLICY.call_once(|| policy);
-    // Each task has one, and makes another one at times.
-    SPACES.lock().try_reserve(2 * MAX_TASKS).map_err(|_| Errno::OutOfMemory)?;
+    // Each task has one, and gives another one back at times: its own that was, or one that it has lent.
+    SPACES.lock().try_reserve_exact(2 * MAX_TASKS + MAX_CPUS).map_err(|_| Errno::OutOfMemory)?;
     MEMORY.try_call_once(|| Memory::new(memory::frames(), &Contents, &TABLES, GRANULE)).map(|_| ())
 }
 
@@ -44,12 +44,9 @@ pub(crate) fn memory() -> &'static Memory<'static> {
 }
 
 /// An address space. Its ASID is given back when nobody has it any more.
-pub(crate) struct Space(
-    AddressSpace<'static, Hardware<LinearMap>>,
-    #[expect(dead_code, reason = "it is for its drop")] Listed,
-);
+pub(crate) struct Space(AddressSpace<'static, Hardware<LinearMap>>, Listed);
 
-/// An address space whose memory is not given back yet.
+/// An address space that a process has, or whose memory is not given back since the last one has left it.
 struct Entry {
     id: u64,
     space: Weak<Space>,
@@ -57,13 +54,20 @@ struct Entry {
     lent: usize,
 }
 
+impl Entry {
+    /// Whether no process has it any more.
+    fn ends(&self) -> bool {
+        self.space.strong_count() <= self.lent
+    }
+}
+
 /// All of them, in the order of their numbers.
 static SPACES: Mutex<Vec<Entry>> = Mutex::new(Vec::new());
 
-/// How many have given their memory back.
+/// How many of them have given all their memory back.
 static ENDED: AtomicU64 = AtomicU64::new(0);
 
-/// The number of an address space in [`SPACES`], which it leaves when this is dropped: after the address space.
+/// The number of an address space, in [`SPACES`] where it is [listed](Space::list), which it leaves when this is dropped: after the address space.
 struct Listed(u64);
 
 impl Drop for Listed {
@@ -71,26 +75,26 @@ impl Drop for Listed {
         let mut spaces = SPACES.lock();
         if let Ok(index) = spaces.binary_search_by_key(&self.0, |entry| entry.id) {
             // Who doesn't find it any more finds it counted.
-            ENDED.fetch_add(1, Ordering::Relaxed);
+            ENDED.fetch_add(1, Ordering::Release);
             spaces.remove(index);
         }
     }
 }
 
-/// How many address spaces there are.
+/// How many address spaces processes have, or had, with memory that is not given back.
 pub(crate) fn count() -> usize {
     SPACES.lock().len()
 }
 
 /// How many address spaces have ended so far, with all their memory given back.
 pub(crate) fn ended() -> u64 {
-    ENDED.load(Ordering::Relaxed)
+    ENDED.load(Ordering::Acquire)
 }
 
 /// Whether one that no process has any more has not given all its memory back: who does that lets others run meanwhile, and
 /// may be who it was only [`Lent`] to.
 pub(crate) fn any_ends() -> bool {
-    SPACES.lock().iter().any(|entry| entry.space.strong_count() <= entry.lent)
+    SPACES.lock().iter().any(Entry::ends)
 }
 
 /// An address space for a moment, by who is not its process. Its memory is given back by whoever has it last.
@@ -118,12 +122,16 @@ impl Drop for Lent {
     }
 }
 
-/// The address space with the next number after `id`, or else with the first.
+/// The address space with the next number after `id`, or else with the first, of those that a process has.
 pub(crate) fn after(id: u64) -> Option<Lent> {
     let mut spaces = SPACES.lock();
     let next = spaces.partition_point(|entry| entry.id <= id);
     let (before, after) = spaces.split_at_mut(next);
     after.iter_mut().chain(before).find_map(|entry| {
+        // One that ends would not be given back as long as there is always somebody who looks at it.
+        if entry.ends() {
+            return None;
+        }
         let space = entry.space.upgrade()?;
         entry.lent += 1;
         Some(Lent { id: entry.id, space: Some(space) })
@@ -137,7 +145,7 @@ impl Space {
     /// [`Errno::OutOfMemory`]
     pub(crate) fn new() -> Result<Arc<Self>, Errno> {
         let policy = *POLICY.get().expect("processes begin after their memory is prepared");
-        Self::list(AddressSpace::new(empty()?, memory(), policy))
+        Self::shared(AddressSpace::new(empty()?, memory(), policy))
     }
 
     /// A child's.
@@ -145,22 +153,26 @@ impl Space {
     /// # Errors
     /// [`Errno::OutOfMemory`]
     pub(crate) fn fork(&self) -> Result<Arc<Self>, Errno> {
-        Self::list(self.0.fork(empty()?)?)
+        Self::shared(self.0.fork(empty()?)?)
     }
 
-    fn list(space: AddressSpace<'static, Hardware<LinearMap>>) -> Result<Arc<Self>, Errno> {
+    fn shared(space: AddressSpace<'static, Hardware<LinearMap>>) -> Result<Arc<Self>, Errno> {
         static LAST: AtomicU64 = AtomicU64::new(0);
         let id = LAST.fetch_add(1, Ordering::Relaxed) + 1;
-        let space = heap::try_arc(Self(space, Listed(id))).ok_or(Errno::OutOfMemory)?;
+        heap::try_arc(Self(space, Listed(id))).ok_or(Errno::OutOfMemory)
+    }
+
+    /// Called when a process has got it, for good: before, it is its maker's, who may fail for want of memory and must not wait
+    /// for itself. From now on pages may be taken from it, the idle pass folds it, and its end is waited for.
+    ///
+    /// # Panics
+    /// Where it was called before.
+    pub(crate) fn list(self: &Arc<Self>) {
+        let Listed(id) = self.1;
         let mut spaces = SPACES.lock();
-        if spaces.try_reserve(1).is_err() {
-            drop(spaces);
-            return Err(Errno::OutOfMemory);
-        }
-        let index = spaces.partition_point(|entry| entry.id < id);
-        spaces.insert(index, Entry { id, space: Arc::downgrade(&space), lent: 0 });
-        drop(spaces);
-        Ok(space)
+        assert!(spaces.len() < spaces.capacity(), "each has a task, or a CPU");
+        let index = spaces.binary_search_by_key(&id, |entry| entry.id).expect_err("it is listed once");
+        spaces.insert(index, Entry { id, space: Arc::downgrade(self), lent: 0 });
     }
 }
 

@@ -162,9 +162,9 @@ impl Use {
     }
 
     /// Compares with what is in use now. Another CPU may have taken the last task or address space out of their lists, and be
-    /// about to free what it was in: for a moment, however slow the machine is.
+    /// about to free what it was in: for a moment, which is long where the machine is slow or does something else.
     fn is_given_back(&self) -> Result<(), String> {
-        let deadline = timer::now() + timer::frequency() / 10;
+        let deadline = timer::now() + 10 * timer::frequency();
         loop {
             let result = self.compare(&Self::now());
             if result.is_ok() || timer::now() > deadline {

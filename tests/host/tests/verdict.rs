@@ -100,11 +100,11 @@ fn a_kernel_that_never_ends_is_stopped_and_its_test_named() {
         (ONE_TEST, "the test last started is a.one"),
     ] {
         let started = Instant::now();
-        let outcome = run_with(text, End::Hang, |boot| boot.option("--timeout", "2"));
-        outcome.failed("no end after 2 s");
+        let outcome = run_with(text, End::Hang, |boot| boot.option("--timeout", "6"));
+        outcome.failed("no end after 6 s");
         outcome.failed(said);
         assert!(outcome.console.starts_with(text), "{outcome}");
-        assert!(started.elapsed() < Duration::from_secs(30), "{outcome}");
+        assert!(started.elapsed() < Duration::from_secs(60), "{outcome}");
     }
 }
 

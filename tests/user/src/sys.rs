@@ -88,7 +88,11 @@ pub unsafe fn call(number: usize, args: [usize; 6]) -> Result {
             options(nostack),
         );
     }
-    if (-4095..0).contains(&result) { Err(Errno(-result as i32)) } else { Ok(result as usize) }
+    to_result(result)
+}
+
+fn to_result(x0: isize) -> Result {
+    if (-4095..0).contains(&x0) { Err(Errno(-x0 as i32)) } else { Ok(x0 as usize) }
 }
 
 /// Makes a call that changes no memory that the compiler knows of, or none at all; pointers may be bad on purpose.
@@ -124,10 +128,36 @@ pub fn open(path: &[u8]) -> Result {
     raw(nr::OPENAT, &[AT_FDCWD, path.as_ptr() as usize, 0])
 }
 
+const SIGCHLD: usize = 17;
+
 /// `clone` as fork: `Ok(0)` in the child.
 pub fn fork() -> Result {
-    const SIGCHLD: usize = 17;
     raw(nr::CLONE, &[SIGCHLD])
+}
+
+/// A child with the same memory, which runs `child` on a stack of its own. Not under QEMU's user emulation, which has no processes
+/// that share memory and are not threads.
+pub fn fork_with_same_memory(child: extern "C" fn() -> !) -> Result {
+    const CLONE_VM: usize = 0x100;
+    const STACK: usize = 64 << 10;
+    let stack = mmap(STACK, READ_WRITE, ANONYMOUS)?;
+    let result: isize;
+    // SAFETY: the child has the stack to itself, and never returns.
+    unsafe {
+        asm!(
+            "svc #0",
+            "cbnz x0, 2f",
+            "mov x29, xzr",
+            "blr {child}",
+            "2:",
+            child = in(reg) child,
+            in("x8") nr::CLONE,
+            inlateout("x0") (CLONE_VM | SIGCHLD) as isize => result,
+            in("x1") stack + STACK, in("x2") 0, in("x3") 0, in("x4") 0,
+            clobber_abi("C"),
+        );
+    }
+    to_result(result)
 }
 
 /// Waits for a child, any where `pid` is -1. Its number and its status.

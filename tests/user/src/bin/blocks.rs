@@ -5,14 +5,14 @@
 #![no_std]
 #![no_main]
 
-use core::arch::asm;
 use core::sync::atomic::{AtomicU32, Ordering};
 
 use user::fold::{FOLDED, fold_state};
 use user::println;
 use user::start::Environment;
 use user::sys::{
-    self, ANONYMOUS, READ, READ_WRITE, exit, exited, faults_waited, mmap, mprotect, nr, raw, wait,
+    self, ANONYMOUS, READ, READ_WRITE, exit, exited, faults_waited, fork_with_same_memory, mmap, mprotect,
+    nr, raw, wait,
 };
 
 const PAGE: usize = 4096;
@@ -21,8 +21,6 @@ const BLOCK: usize = PAGES * PAGE;
 const ROUNDS: u32 = 60;
 const MOST_ROUNDS: u32 = 100_000;
 const MADV_FREE: usize = 8;
-const CLONE_VM: usize = 0x100;
-const SIGCHLD: usize = 17;
 
 /// Rounds of the one that uses the block.
 static USED: AtomicU32 = AtomicU32::new(0);
@@ -52,27 +50,6 @@ extern "C" fn use_block() -> ! {
     exit(0)
 }
 
-/// A child with the same memory, on a stack of its own.
-fn start_user(stack_top: usize) -> usize {
-    let child: usize;
-    // SAFETY: the child has the stack to itself, and never returns.
-    unsafe {
-        asm!(
-            "svc #0",
-            "cbnz x0, 1f",
-            "mov x29, xzr",
-            "bl {use_block}",
-            "1:",
-            use_block = sym use_block,
-            in("x8") nr::CLONE,
-            inlateout("x0") CLONE_VM | SIGCHLD => child,
-            in("x1") stack_top, in("x2") 0, in("x3") 0, in("x4") 0,
-            clobber_abi("C"),
-        );
-    }
-    child
-}
-
 #[unsafe(no_mangle)]
 fn main(_: Environment) -> i32 {
     // More than two blocks, for there to be two that are aligned.
@@ -81,8 +58,7 @@ fn main(_: Environment) -> i32 {
     BLOCK_AT.store((start >> 16) as u32, Ordering::Release);
     sys::poke(start, 0);
     (0..PAGES).for_each(|page| sys::poke(start + BLOCK + page * PAGE, page as u8));
-    let stack = mmap(BLOCK, READ_WRITE, ANONYMOUS).expect("a stack");
-    let child = start_user(stack + BLOCK);
+    let child = fork_with_same_memory(use_block).expect("a child");
 
     let mut round = 0;
     let has_waited = || matches!(faults_waited(), (1.., 1..));

@@ -33,8 +33,8 @@ const MADV_POPULATE_WRITE: usize = 23;
 
 const WNOHANG: usize = 1;
 
-/// How often is waited for memory that is being given back by another CPU.
-const PATIENCE: u32 = 100_000;
+/// How long is waited for memory that is being given back by another CPU, in nanoseconds.
+const PATIENCE: u64 = 10_000_000_000;
 
 /// How an attempt ended: the status of the child that made it.
 const NOTHING_FAILED: i32 = 0;
@@ -300,16 +300,16 @@ fn attempt(attempt: &Attempt, n: usize, for_good: bool) -> i32 {
     }
 }
 
-/// Frames and bytes of the heap that are in use and were not before. A CPU may still be about to leave a task that was waited
-/// for, and who was killed may have left a child.
-fn lost_since(before: (u32, u32)) -> (i64, i64) {
-    let mut patience = PATIENCE;
+/// Frames and bytes of the heap that are in use and were not before; the least that was seen is `before` from then on. A CPU may
+/// still be about to leave a task that was waited for, and who was killed may have left a child.
+fn lost_since(before: &mut (u32, u32)) -> (u32, u32) {
+    let patience = sys::now() + PATIENCE;
     loop {
         let _ = raw(nr::WAIT4, &[usize::MAX, 0, WNOHANG]);
-        let now = memory_used();
-        patience -= 1;
-        if now == before || patience == 0 {
-            return (i64::from(now.0) - i64::from(before.0), i64::from(now.1) - i64::from(before.1));
+        let used = memory_used();
+        *before = (before.0.min(used.0), before.1.min(used.1));
+        if used == *before || sys::now() > patience {
+            return (used.0 - before.0, used.1 - before.1);
         }
         let _ = raw(nr::SCHED_YIELD, &[]);
     }
@@ -327,9 +327,9 @@ fn main(environment: Environment) -> i32 {
     assert_eq!(file(), 3);
     // Once, so that this process has written to what it writes to.
     assert_eq!(in_child(|| 0), exited(0));
-    // Another CPU may still be about to leave it.
+    // Another CPU may still be about to leave it: then it is less later.
     sleep(100_000_000);
-    let before = memory_used();
+    let mut before = memory_used();
     for what in ATTEMPTS {
         let (mut refused, mut killed, mut went_on) = (0, 0, 0);
         for for_good in [false, true] {
@@ -342,7 +342,7 @@ fn main(environment: Environment) -> i32 {
                     status => panic!("{}, allocation {n} failing: status {status:#x}", what.name),
                 }
                 assert!(n < 1000, "{} allocates without end", what.name);
-                let lost = lost_since(before);
+                let lost = lost_since(&mut before);
                 assert_eq!(lost, (0, 0), "{}, allocation {n} failing: frames, heap", what.name);
             }
         }

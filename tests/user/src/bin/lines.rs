@@ -5,10 +5,13 @@
 #![no_main]
 
 use core::slice;
+use core::sync::atomic::{AtomicU32, Ordering};
 
 use user::println;
 use user::start::Environment;
-use user::sys::{ANONYMOUS, READ_WRITE, errno, exited, fork, mmap, munmap, nr, raw, read, sleep, wait};
+use user::sys::{
+    ANONYMOUS, READ_WRITE, SHARED, errno, exited, fork, mmap, munmap, nr, raw, read, sleep, wait,
+};
 
 /// Bytes that are read at a time.
 const PART: usize = 7;
@@ -88,14 +91,21 @@ fn two() -> i32 {
 }
 
 fn left() -> i32 {
+    let shared = mmap(PAGE, READ_WRITE, SHARED).expect("memory");
+    // SAFETY: a word of zeroes of this program's, which is mapped for good.
+    let waits = unsafe { &*(shared as *const AtomicU32) };
     add_up();
     if fork().expect("fork") == 0 {
         // The end comes twice.
         add_up();
         println!("waits");
+        waits.store(1, Ordering::Release);
         add_up();
         println!("and has waited");
         return 1;
+    }
+    while waits.load(Ordering::Acquire) == 0 {
+        let _ = raw(nr::SCHED_YIELD, &[]);
     }
     sleep(1_000_000_000);
     0

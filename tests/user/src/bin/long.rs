@@ -3,26 +3,22 @@
 #![no_std]
 #![no_main]
 
-use core::arch::asm;
 use core::sync::atomic::{AtomicU32, Ordering};
 
 use user::println;
 use user::start::Environment;
 use user::sys::{
-    ANONYMOUS, FIXED, READ, READ_WRITE, SHARED, exit, exited, fork, in_child, mmap, mprotect, munmap, nr,
-    peek, poke, raw, wait,
+    ANONYMOUS, FIXED, READ, READ_WRITE, SHARED, exit, exited, fork, fork_with_same_memory, in_child, mmap,
+    mprotect, munmap, nr, peek, poke, raw, wait,
 };
 
 /// All of it is the one block of zeroes: what there is much of is tables.
 const BYTES: usize = 512 << 20;
-const STACK: usize = 64 << 10;
 const DONTNEED: usize = 4;
 const POPULATE_READ: usize = 22;
 const MAYMOVE: usize = 1;
 const FIXED_PLACE: usize = 2;
 const WNOHANG: usize = 1;
-const CLONE_VM: usize = 0x100;
-const SIGCHLD: usize = 17;
 /// How often somebody else has to run at least, in a call that takes some more slices where each instruction takes 32 ns.
 const ENOUGH: u32 = 8;
 
@@ -95,31 +91,9 @@ extern "C" fn use_same_memory() -> ! {
     exit(0)
 }
 
-/// A child with the same memory, on a stack of its own.
-fn start_user(stack_top: usize) -> usize {
-    let child: usize;
-    // SAFETY: the child has the stack to itself, and never returns.
-    unsafe {
-        asm!(
-            "svc #0",
-            "cbnz x0, 1f",
-            "mov x29, xzr",
-            "bl {use_same_memory}",
-            "1:",
-            use_same_memory = sym use_same_memory,
-            in("x8") nr::CLONE,
-            inlateout("x0") CLONE_VM | SIGCHLD => child,
-            in("x1") stack_top, in("x2") 0, in("x3") 0, in("x4") 0,
-            clobber_abi("C"),
-        );
-    }
-    child
-}
-
 /// In a process of its own, for its memory.
 fn with_others_who_wait() -> i32 {
-    let stack = mmap(STACK, READ_WRITE, ANONYMOUS).expect("a stack");
-    let child = start_user(stack + STACK);
+    let child = fork_with_same_memory(use_same_memory).expect("a child");
     for (_, long) in &LONG[..4] {
         let start = populated();
         long(start);

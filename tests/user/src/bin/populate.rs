@@ -43,33 +43,37 @@ fn leave_a_child(state: &AtomicU32) -> i32 {
     0
 }
 
+/// How often this process runs while a child populates memory.
+fn turns_while(populate: fn() -> sys::Result, state: &AtomicU32) -> u32 {
+    state.store(0, Ordering::Release);
+    let child = fork().expect("fork");
+    if child == 0 {
+        state.store(1, Ordering::Release);
+        let result = populate();
+        state.store(2, Ordering::Release);
+        exit(i32::from(result.is_err()));
+    }
+    let mut turns = 0;
+    while state.load(Ordering::Acquire) != 2 {
+        turns += u32::from(state.load(Ordering::Acquire) == 1);
+        let _ = raw(nr::SCHED_YIELD, &[]);
+    }
+    assert_eq!(wait(child as isize), Ok((child, exited(0))));
+    turns
+}
+
 #[unsafe(no_mangle)]
 fn main(environment: Environment) -> i32 {
     let shared = mmap(4096, READ_WRITE, SHARED).expect("memory");
-    // SAFETY: a page of zeroes of this program's, which is mapped for good.
-    let [state, turns] = unsafe { &*(shared as *const [AtomicU32; 2]) };
+    // SAFETY: a word of zeroes of this program's, which is mapped for good.
+    let state = unsafe { &*(shared as *const AtomicU32) };
     if environment.arg(1) == Some(b"killed") {
         return leave_a_child(state);
     }
     for (how, populate) in [("madvise", by_advice as fn() -> sys::Result), ("mmap", by_flag)] {
-        state.store(0, Ordering::Release);
-        turns.store(0, Ordering::Release);
-        let child = fork().expect("fork");
-        if child == 0 {
-            state.store(1, Ordering::Release);
-            let result = populate();
-            state.store(2, Ordering::Release);
-            exit(i32::from(result.is_err()));
-        }
-        while state.load(Ordering::Acquire) != 2 {
-            if state.load(Ordering::Acquire) == 1 {
-                turns.fetch_add(1, Ordering::AcqRel);
-            }
-            let _ = raw(nr::SCHED_YIELD, &[]);
-        }
-        assert_eq!(wait(child as isize), Ok((child, exited(0))), "{how}");
-        let turns = turns.load(Ordering::Acquire);
-        assert!(turns >= ENOUGH, "{how}: others ran {turns} times only");
+        // On another CPU somebody may always be late.
+        let enough = (0..10).any(|_| turns_while(populate, state) >= ENOUGH);
+        assert!(enough, "{how}: others ran less than {ENOUGH} times");
         println!("{how} lets others run");
     }
     0
