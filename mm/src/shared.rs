@@ -152,3 +152,70 @@ impl Drop for Shared<'_> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::boxed::Box;
+    use std::sync::OnceLock;
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use arch::{Pfn, TableFrame};
+
+    use super::*;
+    use crate::frame::{Frame, FrameHooks, FrameMap, Zone};
+    use crate::{PhysMem, TableAlloc, UserTables};
+
+    struct NoContents;
+
+    impl PhysMem for NoContents {
+        fn clear(&self, _: &Folio<'_>) {}
+        fn copy(&self, _: (&Folio<'_>, u64), _: (&Folio<'_>, u64), _: u64) {}
+        fn read(&self, _: &Folio<'_>, _: u64, _: &mut [u8]) {}
+        fn write(&self, _: &Folio<'_>, _: u64, _: &[u8]) {}
+    }
+
+    impl TableAlloc for NoContents {
+        fn alloc_table(&self, _: u8) -> Option<TableFrame> {
+            None
+        }
+    }
+
+    impl UserTables for NoContents {
+        fn free_table(&self, _: TableFrame) {}
+    }
+
+    /// Who touches page 3 at the moment at which somebody else's allocation is refused.
+    #[derive(Default)]
+    struct OtherIsFirst {
+        other: OnceLock<Shared<'static>>,
+        came: AtomicBool,
+    }
+
+    impl FrameHooks for OtherIsFirst {
+        fn admit(&self, _order: u8) -> bool {
+            let Some(other) = self.other.get() else { return true };
+            if self.came.swap(true, Ordering::Relaxed) {
+                return true;
+            }
+            assert!(matches!(other.make_folio(3, 0), Ok((3, _))));
+            false
+        }
+    }
+
+    #[test]
+    fn a_page_that_another_cpu_fills_first_is_no_want_of_memory() {
+        let records: &'static [Frame] = Box::leak(Box::new([const { Frame::new() }; 64]));
+        let zones: &'static [Zone<'static>] = Box::leak(Box::new([Zone::new(Pfn::new(0), records)]));
+        let hooks: &'static OtherIsFirst = Box::leak(Box::default());
+        let frames: &'static FrameMap<'static> = Box::leak(Box::new(FrameMap::new(zones, Some(hooks))));
+        frames.release(Pfn::new(0)..Pfn::new(64));
+        let memory = Memory::new(frames, &NoContents, &NoContents, Granule::K4).expect("a block of zeroes");
+        let memory: &'static Memory<'static> = Box::leak(Box::new(memory));
+
+        let shared = Shared::new(memory, 16).expect("kernel memory");
+        assert!(hooks.other.set(shared.clone()).is_ok());
+        let (first, folio) = shared.make_folio(3, 4).ok().expect("there is memory");
+        assert!(hooks.came.load(Ordering::Relaxed));
+        assert_eq!((first, folio.order()), (3, 0), "it is the other's");
+    }
+}
