@@ -1,6 +1,5 @@
 //! What address spaces take memory from: frames, their contents, and tables.
 
-use alloc::vec::Vec;
 use core::fmt;
 
 use arch::{Granule, TableFrame};
@@ -9,7 +8,7 @@ use spin::Mutex;
 use crate::TableAlloc;
 use crate::errno::Errno;
 use crate::frame::{Folio, FrameMap};
-use crate::shared::Object;
+use crate::shared::Objects;
 
 /// The contents of frames. A kernel reaches them by its linear map, a test by a model.
 ///
@@ -54,7 +53,7 @@ pub struct Memory<'m> {
     /// are not counted.
     zero: Folio<'m>,
     /// Shared anonymous memory: see [`crate::shared`].
-    pub(crate) objects: Mutex<Vec<Object>>,
+    pub(crate) objects: Mutex<Objects>,
 }
 
 impl<'m> Memory<'m> {
@@ -71,7 +70,7 @@ impl<'m> Memory<'m> {
         let order = block_order(granule);
         let zero = frames.alloc(order).map_err(|_| Errno::OutOfMemory)?;
         contents.clear(&zero);
-        Ok(Self { frames, contents, tables, granule, zero, objects: Mutex::new(Vec::new()) })
+        Ok(Self { frames, contents, tables, granule, zero, objects: Mutex::default() })
     }
 
     /// The frames.

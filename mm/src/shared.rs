@@ -13,7 +13,7 @@ use crate::memory::{Memory, block_order};
 
 /// What was mapped at once as shared anonymous memory.
 #[derive(Default)]
-pub(crate) struct Object {
+struct Object {
     /// Mappings of it; 0 where the place is free.
     users: usize,
     /// How many pages it has.
@@ -39,6 +39,42 @@ impl Object {
     }
 }
 
+/// All objects, each at a place of its own. A list of which nothing is used takes no memory.
+#[derive(Default)]
+pub(crate) struct Objects {
+    places: Vec<Object>,
+    /// Places that are free. There is room for all, so that to free one takes no memory.
+    free: Vec<usize>,
+}
+
+impl Objects {
+    fn add(&mut self, object: Object) -> Result<usize, Errno> {
+        if let Some(place) = self.free.pop() {
+            self.places[place] = object;
+            return Ok(place);
+        }
+        self.places.try_reserve(1).map_err(|_| Errno::OutOfMemory)?;
+        self.free.try_reserve(self.places.len() + 1).map_err(|_| Errno::OutOfMemory)?;
+        self.places.push(object);
+        Ok(self.places.len() - 1)
+    }
+
+    /// Ends one mapping's use of an object; its folios, where that was the last one.
+    fn put(&mut self, place: usize) -> Vec<(u64, u64, RawFolio)> {
+        let object = &mut self.places[place];
+        object.users -= 1;
+        if object.users > 0 {
+            return Vec::new();
+        }
+        let folios = core::mem::take(&mut object.folios);
+        self.free.push(place);
+        if self.free.len() == self.places.len() {
+            *self = Self::default();
+        }
+        folios
+    }
+}
+
 /// A mapping's use of an [`Object`].
 pub(crate) struct Shared<'m> {
     memory: &'m Memory<'m>,
@@ -48,16 +84,7 @@ pub(crate) struct Shared<'m> {
 impl<'m> Shared<'m> {
     /// A new object of so many pages.
     pub(crate) fn new(memory: &'m Memory<'m>, pages: u64) -> Result<Self, Errno> {
-        let mut objects = memory.objects.lock();
-        let place = match objects.iter().position(|object| object.users == 0) {
-            Some(place) => place,
-            None => {
-                objects.try_reserve(1).map_err(|_| Errno::OutOfMemory)?;
-                objects.push(Object::default());
-                objects.len() - 1
-            }
-        };
-        objects[place] = Object { users: 1, pages, folios: Vec::new() };
+        let place = memory.objects.lock().add(Object { users: 1, pages, folios: Vec::new() })?;
         Ok(Self { memory, place })
     }
 
@@ -68,7 +95,7 @@ impl<'m> Shared<'m> {
     /// The folio that holds a page and its first page, if there is one yet. `Err` behind the end.
     pub(crate) fn folio(&self, page: u64) -> Result<Option<(u64, Folio<'m>)>, ()> {
         let objects = self.memory.objects.lock();
-        let object = &objects[self.place];
+        let object = &objects.places[self.place];
         if page >= object.pages {
             return Err(());
         }
@@ -86,7 +113,7 @@ impl<'m> Shared<'m> {
             }
             let Some((first, folio)) = self.new_folio(page, largest)? else { continue };
             let mut objects = self.memory.objects.lock();
-            let object = &mut objects[self.place];
+            let object = &mut objects.places[self.place];
             // Another CPU may have filled some of it meanwhile.
             let Some(index) = object.room(first, folio.frames()) else { continue };
             object.folios.try_reserve(1).map_err(|_| NoFolio::OutOfMemory)?;
@@ -101,7 +128,7 @@ impl<'m> Shared<'m> {
         let largest = largest.min(block_order(self.granule()));
         for order in (0..=largest).rev() {
             let first = page & !((1 << order) - 1);
-            let has_room = self.memory.objects.lock()[self.place].room(first, 1 << order).is_some();
+            let has_room = self.memory.objects.lock().places[self.place].room(first, 1 << order).is_some();
             if !has_room && order == 0 {
                 return Ok(None);
             }
@@ -126,27 +153,15 @@ pub(crate) enum NoFolio {
 
 impl Clone for Shared<'_> {
     fn clone(&self) -> Self {
-        self.memory.objects.lock()[self.place].users += 1;
+        self.memory.objects.lock().places[self.place].users += 1;
         Self { memory: self.memory, place: self.place }
     }
 }
 
 impl Drop for Shared<'_> {
     fn drop(&mut self) {
-        let folios = {
-            let mut objects = self.memory.objects.lock();
-            let object = &mut objects[self.place];
-            object.users -= 1;
-            if object.users > 0 {
-                return;
-            }
-            let folios = core::mem::take(&mut object.folios);
-            // A list of which nothing is used takes no memory.
-            if objects.iter().all(|object| object.users == 0) {
-                *objects = Vec::new();
-            }
-            folios
-        };
+        // Freed when the list is not locked any more.
+        let folios = self.memory.objects.lock().put(self.place);
         for (_, _, raw) in folios {
             drop(self.memory.frames().from_raw(raw));
         }
@@ -200,6 +215,21 @@ mod tests {
             assert!(matches!(other.make_folio(3, 0), Ok((3, _))));
             false
         }
+    }
+
+    #[test]
+    fn places_are_used_again() {
+        let mut objects = Objects::default();
+        let object = || Object { users: 1, ..Object::default() };
+        assert_eq!([(); 3].map(|()| objects.add(object())), [Ok(0), Ok(1), Ok(2)]);
+        objects.places[1].users += 1;
+        objects.put(1);
+        assert_eq!(objects.add(object()), Ok(3), "it is used still");
+        objects.put(1);
+        objects.put(0);
+        assert_eq!([(); 3].map(|()| objects.add(object())), [Ok(0), Ok(1), Ok(4)]);
+        (0..5).for_each(|place| drop(objects.put(place)));
+        assert_eq!((objects.places.capacity(), objects.free.capacity()), (0, 0));
     }
 
     #[test]
