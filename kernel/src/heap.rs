@@ -1,8 +1,10 @@
-//! The heap: `linked_list_allocator` in a window of `init_mm`, which grows by frames that are mapped at its end.
+//! The heap. Small blocks are those of `linked_list_allocator` in a window of `init_mm`, which grows by frames that are mapped
+//! at its end; a large block is a folio of its own, in the linear map.
 //!
 //! The allocator needs new memory directly after what it has, hence the window. It grows outside of the heap's
 //! lock, so that what is needed to map frames may take its own locks; and never in interrupt context, where
-//! those locks may be held by what was interrupted.
+//! those locks may be held by what was interrupted. It never shrinks, so what processes may have much of must be in large
+//! blocks, which are given back: their mappings above all.
 //!
 //! After boot nothing is allocated that can't fail: `try_reserve` of `Vec`, and [`try_arc`].
 
@@ -16,14 +18,18 @@ use core::sync::atomic::{AtomicU64, Ordering};
 
 use arch::VirtAddr;
 use arch::aarch64::daif;
+use arch::aarch64::hardware::{in_linear_map, linear};
 use kernel::platform::MAX_CPUS;
 use linked_list_allocator::Heap;
-use mm::frame::Folio;
+use mm::frame::{Folio, MAX_ORDER};
 use spin::Mutex;
 
 use crate::lock::IrqMutex;
 use crate::vm::{GRANULE, HEAP_WINDOW, PAGE};
 use crate::{cpu, memory, process, trap, vm};
+
+/// A block of more bytes is large: it takes most of a frame.
+const LARGEST_SMALL: usize = PAGE as usize / 2;
 
 /// Frames come in folios of 64 KiB where there are any, so that they fold into one TLB entry.
 const PREFERRED_ORDER: u8 = 4;
@@ -42,6 +48,13 @@ static HEAP: KernelHeap = KernelHeap {
     end: Mutex::new(HEAP_WINDOW.start),
     frames: AtomicU64::new(0),
 };
+
+/// The order of the folio that is a large block; `None` where the block is a small one, or larger than any folio.
+fn large_order(layout: Layout) -> Option<u8> {
+    let frames = layout.size().max(layout.align()).div_ceil(PAGE as usize);
+    let order = frames.checked_next_power_of_two()?.ilog2() as u8;
+    (layout.size() > LARGEST_SMALL && order <= MAX_ORDER).then_some(order)
+}
 
 impl KernelHeap {
     fn try_alloc(&self, layout: Layout) -> Option<NonNull<u8>> {
@@ -93,6 +106,13 @@ unsafe impl GlobalAlloc for KernelHeap {
         if let Some(block) = HANDED[cpu::index()].take(layout) {
             return block.as_ptr();
         }
+        // Its locks are not for interrupt context. Where there is no folio of that order, frames that are apart may do.
+        if let Some(order) = large_order(layout)
+            && !trap::in_interrupt()
+            && let Ok(folio) = memory::frames().alloc(order)
+        {
+            return linear(memory::forget(folio)).get() as *mut u8;
+        }
         if process::injection::denies() {
             return ptr::null_mut();
         }
@@ -116,6 +136,12 @@ unsafe impl GlobalAlloc for KernelHeap {
 
     unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
         let Some(block) = NonNull::new(block) else { return };
+        if let Some(pa) = in_linear_map(VirtAddr::new(block.as_ptr() as u64)) {
+            assert!(!trap::in_interrupt(), "a large block is freed in interrupt context");
+            let order = large_order(layout).expect("a block in the linear map is a large one");
+            // SAFETY: what is in the linear map is a folio of this order that `alloc` gave out, and nobody uses it any more.
+            return unsafe { memory::free_forgotten(pa, order) };
+        }
         // SAFETY: the caller got it from `alloc` with this layout.
         unsafe { self.heap.lock().deallocate(block, layout) }
     }
@@ -174,12 +200,12 @@ pub(crate) fn try_copy(bytes: &[u8]) -> Option<Vec<u8>> {
     Some(copy)
 }
 
-/// Bytes that are allocated.
+/// Bytes that small blocks have.
 pub(crate) fn used() -> usize {
     HEAP.heap.lock().used()
 }
 
-/// Frames that the heap holds.
+/// Frames that the heap holds for small blocks.
 pub(crate) fn frames() -> u64 {
     HEAP.frames.load(Ordering::Relaxed)
 }

@@ -63,14 +63,14 @@ impl fmt::Display for TooBig {
 
 impl core::error::Error for TooBig {}
 
-/// What goes onto a stack. Strings are without their NULs, and have none inside.
+/// What goes onto a stack.
 #[derive(Clone, Copy, Debug)]
-pub struct InitialStack<'a, S> {
-    /// The arguments.
-    pub argv: &'a [S],
-    /// The environment.
-    pub envp: &'a [S],
-    /// The path of the program (AT_EXECFN).
+pub struct InitialStack<'a> {
+    /// The arguments, each with its NUL, one after another.
+    pub argv: &'a [u8],
+    /// The environment, likewise.
+    pub envp: &'a [u8],
+    /// The path of the program (AT_EXECFN), without its NUL.
     pub path: &'a [u8],
     /// The program.
     pub program: &'a Program,
@@ -80,9 +80,20 @@ pub struct InitialStack<'a, S> {
     pub hwcap: [u64; 2],
 }
 
-impl<S: AsRef<[u8]>> InitialStack<'_, S> {
-    fn strings(&self) -> impl Iterator<Item = &[u8]> {
-        self.argv.iter().chain(self.envp).map(AsRef::as_ref).chain([self.path])
+/// Each with its NUL.
+fn each(strings: &[u8]) -> impl Iterator<Item = &[u8]> {
+    strings.split_inclusive(|&byte| byte == 0)
+}
+
+impl InitialStack<'_> {
+    /// Bytes of all strings.
+    fn strings(&self) -> usize {
+        self.argv.len() + self.envp.len() + self.path.len() + 1
+    }
+
+    /// How many pointers there are to arguments and environment, without the NULLs.
+    fn pointers(&self) -> usize {
+        each(self.argv).chain(each(self.envp)).count()
     }
 
     /// Bytes below the top that are used, a multiple of 16.
@@ -90,29 +101,24 @@ impl<S: AsRef<[u8]>> InitialStack<'_, S> {
     /// # Errors
     /// [`TooBig`] where a string has more than [`MAX_STRING`] bytes, or all together more than [`MAX_ARGUMENTS`].
     pub fn size(&self) -> Result<usize, TooBig> {
-        let mut strings = 0_usize;
-        for string in self.strings() {
-            let bytes = string.len() + 1;
-            if bytes > MAX_STRING {
-                return Err(TooBig);
-            }
-            strings = strings.checked_add(bytes).filter(|&sum| sum <= MAX_ARGUMENTS).ok_or(TooBig)?;
-        }
-        let pointers = (self.argv.len() + self.envp.len()) * WORD;
-        if strings + pointers > MAX_ARGUMENTS {
+        let mut strings = each(self.argv).chain(each(self.envp));
+        if strings.any(|string| string.len() > MAX_STRING) || self.path.len() >= MAX_STRING {
             return Err(TooBig);
         }
-        Ok(self.tables() + self.above_tables(strings))
+        if self.strings() + self.pointers() * WORD > MAX_ARGUMENTS {
+            return Err(TooBig);
+        }
+        Ok(self.tables() + self.above_tables())
     }
 
     /// Bytes from the end of the tables to the top.
-    fn above_tables(&self, strings: usize) -> usize {
-        (WORD + strings).next_multiple_of(ALIGN) + (PLATFORM.len() + RANDOM).next_multiple_of(ALIGN)
+    fn above_tables(&self) -> usize {
+        (WORD + self.strings()).next_multiple_of(ALIGN) + (PLATFORM.len() + RANDOM).next_multiple_of(ALIGN)
     }
 
     /// Bytes of argc, the pointers and the auxiliary vector, padded at their end.
     fn tables(&self) -> usize {
-        let words = 1 + self.argv.len() + 1 + self.envp.len() + 1 + 2 * AUXILIARY;
+        let words = 1 + self.pointers() + 2 + 2 * AUXILIARY;
         (words * WORD).next_multiple_of(ALIGN)
     }
 
@@ -120,26 +126,27 @@ impl<S: AsRef<[u8]>> InitialStack<'_, S> {
     /// where it begins.
     ///
     /// # Panics
-    /// Where `out` has another size, or `top` is no multiple of 16.
+    /// Where `out` has another size, or `top` is no multiple of 16, or the last string is without its NUL.
     pub fn write(&self, top: u64, out: &mut [u8]) {
         assert!(top.is_multiple_of(ALIGN as u64) && Ok(out.len()) == self.size(), "no place for the stack");
+        let ends = |list: &[u8]| list.last().is_none_or(|&last| last == 0);
+        assert!(ends(self.argv) && ends(self.envp), "a string without its end");
         out.fill(0);
         let base = top - out.len() as u64;
-        let strings: usize = self.strings().map(|string| string.len() + 1).sum();
         // From here on upwards: argv, envp, path.
-        let mut at = out.len() - WORD - strings;
+        let mut at = out.len() - WORD - self.strings();
         let mut words = Words { next: 0 };
-        words.push(out, self.argv.len() as u64);
+        words.push(out, each(self.argv).count() as u64);
         for list in [self.argv, self.envp] {
-            for string in list.iter().map(AsRef::as_ref) {
-                out[at..at + string.len()].copy_from_slice(string);
+            out[at..at + list.len()].copy_from_slice(list);
+            for string in each(list) {
                 words.push(out, base + at as u64);
-                at += string.len() + 1;
+                at += string.len();
             }
             words.push(out, 0);
         }
         out[at..at + self.path.len()].copy_from_slice(self.path);
-        let platform = out.len() - self.above_tables(strings) + RANDOM;
+        let platform = out.len() - self.above_tables() + RANDOM;
         let random = platform - RANDOM;
         out[platform..platform + PLATFORM.len()].copy_from_slice(PLATFORM);
         out[random..platform].copy_from_slice(&self.random);

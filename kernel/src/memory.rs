@@ -4,6 +4,7 @@ use arch::aarch64::hardware::linear;
 use arch::aarch64::zero::zero;
 use arch::{Pfn, PhysAddr};
 use core::fmt;
+use core::ptr;
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use arrayvec::ArrayVec;
@@ -129,7 +130,29 @@ pub(crate) fn alloc_for_good(order: u8) -> Option<PhysAddr> {
 /// Never gives a folio back. Where it begins.
 pub(crate) fn keep_for_good(folio: Folio<'static>) -> PhysAddr {
     FOR_GOOD.fetch_add(folio.frames(), Ordering::Relaxed);
+    forget(folio)
+}
+
+/// Forgets the one reference to a folio, which is known by its address alone from now on, until [`free_forgotten`].
+pub(crate) fn forget(folio: Folio<'static>) -> PhysAddr {
     Folio::into_raw(folio).pfn().addr(GRANULE)
+}
+
+/// Gives back what [`forget`] forgot.
+///
+/// # Safety
+/// It did so, and nobody uses it any more.
+///
+/// # Panics
+/// Where it is no folio of this order that nobody else has.
+pub(crate) unsafe fn free_forgotten(pa: PhysAddr, order: u8) {
+    let pfn = pa.pfn(GRANULE);
+    // With this reference, two.
+    let folio = frames().get(pfn).filter(|folio| (folio.order(), folio.refs()) == (order, 2));
+    let folio = folio.unwrap_or_else(|| panic!("{pfn} is given back, and was not allocated so"));
+    // SAFETY: the second is the forgotten one, which nothing else stands for: it is given back here, once, since the frames
+    // are free then.
+    drop(unsafe { ptr::read(&folio) });
 }
 
 /// Frames that were allocated for good.

@@ -53,6 +53,12 @@ pub fn linear(pa: PhysAddr) -> VirtAddr {
     VirtAddr::new(LINEAR_BASE + pa.get())
 }
 
+/// What an address of the linear map is the address of, or `None` for one that is elsewhere.
+pub fn in_linear_map(va: VirtAddr) -> Option<PhysAddr> {
+    let pa = va.get().checked_sub(LINEAR_BASE)?;
+    (pa >> LINEAR_BITS == 0).then(|| PhysAddr::new(pa))
+}
+
 /// A window onto physical memory: how table frames are reached.
 ///
 /// # Safety

@@ -46,8 +46,15 @@ impl Memory {
     }
 }
 
+/// Each with its NUL.
+fn joined(strings: &[Vec<u8>]) -> Vec<u8> {
+    strings.iter().flat_map(|string| string.iter().chain(&[0])).copied().collect()
+}
+
 fn check(argv: &[Vec<u8>], envp: &[Vec<u8>], path: &[u8]) {
-    let stack = InitialStack { argv, envp, path, program: &program(), random: [0xa5; 16], hwcap: [3, 4] };
+    let (all_argv, all_envp, program) = (joined(argv), joined(envp), program());
+    let (random, hwcap) = ([0xa5; 16], [3, 4]);
+    let stack = InitialStack { argv: &all_argv, envp: &all_envp, path, program: &program, random, hwcap };
     let mut bytes = vec![0xff; stack.size().unwrap()];
     stack.write(TOP, &mut bytes);
     let memory = Memory { sp: TOP - bytes.len() as u64, bytes };
@@ -105,8 +112,9 @@ fn a_program_finds_its_arguments() {
 #[test]
 fn too_much_is_refused() {
     let size = |argv: &[Vec<u8>]| {
-        let program = program();
-        InitialStack { argv, envp: &[], path: b"", program: &program, random: [0; 16], hwcap: [0; 2] }.size()
+        let (argv, program) = (joined(argv), program());
+        InitialStack { argv: &argv, envp: &[], path: b"", program: &program, random: [0; 16], hwcap: [0; 2] }
+            .size()
     };
     assert!(size(&[vec![b'a'; MAX_STRING - 1]]).is_ok());
     assert_eq!(size(&[vec![b'a'; MAX_STRING]]), Err(TooBig));

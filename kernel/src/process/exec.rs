@@ -32,14 +32,11 @@ pub(crate) struct Image {
     pub(crate) frame: TrapFrame,
 }
 
-/// The arguments or the environment.
-pub(crate) type Strings = Vec<Vec<u8>>;
-
-/// Makes an image of the program at `path`.
+/// Makes an image of the program at `path`, with arguments and an environment of strings each with its NUL.
 ///
 /// # Errors
 /// As Linux's `execve`.
-pub(crate) fn image(path: &[u8], argv: &[Vec<u8>], envp: &[Vec<u8>]) -> Result<Image, Errno> {
+pub(crate) fn image(path: &[u8], argv: &[u8], envp: &[u8]) -> Result<Image, Errno> {
     let OpenFile { entry, file } = match initramfs::find(path)? {
         Node::File(found) if found.entry.mode & 0o111 != 0 => found,
         // A directory too, as on Linux.
@@ -91,13 +88,7 @@ fn map(space: &Space, segment: &Segment, file: &'static mm::File<'static>) -> Re
 }
 
 /// Maps the stack and fills its top. Returns the stack pointer.
-fn stack(
-    space: &Space,
-    path: &[u8],
-    argv: &[Vec<u8>],
-    envp: &[Vec<u8>],
-    program: &Program,
-) -> Result<u64, Errno> {
+fn stack(space: &Space, path: &[u8], argv: &[u8], envp: &[u8], program: &Program) -> Result<u64, Errno> {
     let flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE;
     space.mmap(STACK_TOP - STACK, STACK, PROT_READ | PROT_WRITE, flags, None)?;
     let mut seed = [0; 16];
@@ -136,7 +127,7 @@ pub(crate) fn execve(task: &Arc<Task>, frame: &mut TrapFrame, args: [u64; 6]) ->
     // Without arguments there is one, that is empty, as on Linux.
     if argv.is_empty() {
         argv.try_reserve(1).map_err(|_| Errno::OutOfMemory)?;
-        argv.push(Vec::new());
+        argv.push(0);
     }
     let image = image(&path, &argv, &envp)?;
 
@@ -160,9 +151,9 @@ pub(crate) fn execve(task: &Arc<Task>, frame: &mut TrapFrame, args: [u64; 6]) ->
     Ok(0)
 }
 
-/// The strings that pointers lead to, up to NULL; no pointers are none, as on Linux.
-fn strings(task: &Arc<Task>, pointers: u64, budget: &mut usize) -> Result<Strings, Errno> {
-    let mut strings = Strings::new();
+/// The strings that pointers lead to, up to NULL, each with its NUL; no pointers are none, as on Linux.
+fn strings(task: &Arc<Task>, pointers: u64, budget: &mut usize) -> Result<Vec<u8>, Errno> {
+    let mut strings = Vec::new();
     if pointers == 0 {
         return Ok(strings);
     }
@@ -177,8 +168,9 @@ fn strings(task: &Arc<Task>, pointers: u64, budget: &mut usize) -> Result<String
             other => other,
         })?;
         *budget = budget.checked_sub(string.len() + 1 + 8).ok_or(Errno::E2BIG)?;
-        strings.try_reserve(1).map_err(|_| Errno::OutOfMemory)?;
-        strings.push(string);
+        strings.try_reserve(string.len() + 1).map_err(|_| Errno::OutOfMemory)?;
+        strings.extend_from_slice(&string);
+        strings.push(0);
         at = at.checked_add(8).ok_or(Errno::EFAULT)?;
     }
 }

@@ -1,6 +1,5 @@
 //! The first process: run to its end, with all that it started.
 
-use alloc::vec::Vec;
 use core::sync::atomic::{AtomicBool, Ordering};
 
 use kernel::bootargs::BootArgs;
@@ -36,11 +35,11 @@ pub(crate) fn prepare(platform: &Platform<'_>, arguments: &BootArgs<'_>) -> Resu
 }
 
 /// Runs the program at `path` as process 1 until it and all others have ended, on this CPU and all that wait for something
-/// to do. Called from a CPU's own context, with nothing that runs already.
+/// to do. `argv` and `envp` are strings each with its NUL. Called from a CPU's own context, with nothing that runs already.
 ///
 /// # Errors
 /// As [`exec::image`].
-pub(crate) fn run(path: &[u8], argv: &[Vec<u8>], envp: &[Vec<u8>]) -> Result<Status, Errno> {
+pub(crate) fn run(path: &[u8], argv: &[u8], envp: &[u8]) -> Result<Status, Errno> {
     let image = exec::image(path, argv, envp)?;
     let begin = Begin {
         pid: life::INIT,
@@ -70,11 +69,12 @@ pub(crate) fn main(path: &str, arguments: &BootArgs<'_>, root: Result<(), initra
     if let Err(error) = root {
         fatal(format_args!("initrd: {error}"));
     }
-    let mut argv = Vec::from([path.as_bytes().to_vec()]);
-    let mut envp = Vec::from([b"HOME=/".to_vec(), b"TERM=linux".to_vec()]);
+    let mut argv = [path.as_bytes(), b"\0"].concat();
+    let mut envp = b"HOME=/\0TERM=linux\0".to_vec();
     arguments.init_words(|word, is_setting| {
         let strings = if is_setting { &mut envp } else { &mut argv };
-        strings.push(word.as_bytes().to_vec());
+        strings.extend_from_slice(word.as_bytes());
+        strings.push(0);
     });
     match run(path.as_bytes(), &argv, &envp) {
         Ok(status) => {

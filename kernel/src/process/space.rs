@@ -266,7 +266,7 @@ impl TableAlloc for Tables {
     fn alloc_table(&self, level: u8) -> Option<TableFrame> {
         let folio = memory::frames().alloc(0).ok()?;
         Contents.clear(&folio);
-        let pa = Folio::into_raw(folio).pfn().addr(GRANULE);
+        let pa = memory::forget(folio);
         // SAFETY: a zeroed page of its own, in the linear map, kept until it is given back.
         Some(unsafe { TableFrame::new(pa, level) })
     }
@@ -274,12 +274,7 @@ impl TableAlloc for Tables {
 
 impl UserTables for Tables {
     fn free_table(&self, table: TableFrame) {
-        let pfn = table.pa().pfn(GRANULE);
-        // With this one, two: nobody else has a table's frame.
-        let folio = memory::frames().get(pfn).filter(|folio| folio.order() == 0 && folio.refs() == 2);
-        let folio = folio.unwrap_or_else(|| panic!("{pfn} is given back, and is no table"));
-        // SAFETY: the second is the forgotten one, which nothing else stands for: it is given back here, once, since the
-        // frame is free then.
-        drop(unsafe { ptr::read(&folio) });
+        // SAFETY: it is what `alloc_table` gave, and the caller's contract says that nothing leads to it.
+        unsafe { memory::free_forgotten(table.pa(), 0) }
     }
 }

@@ -193,6 +193,19 @@ pub(crate) fn heap_grows(_: &Context<'_>) -> TestResult {
     check!(again.try_reserve_exact(size).is_ok(), "the memory did not come back");
     check!(heap::frames() == grown, "the heap grew although it had the memory");
     drop(again);
+    // What a folio is enough for is given back.
+    for bytes in [PAGE / 2 + 1, PAGE, PAGE + 1, PAGE << MAX_ORDER] {
+        let free = memory::frames().free_frames();
+        let mut block: Vec<u8> = Vec::new();
+        check!(block.try_reserve_exact(bytes as usize).is_ok(), "no {bytes} bytes");
+        block.resize(bytes as usize, 0xa5);
+        check!(black_box(&block).iter().all(|&byte| byte == 0xa5), "a block of {bytes} bytes lost one");
+        let taken = free - memory::frames().free_frames();
+        check!(taken == bytes.div_ceil(PAGE).next_power_of_two(), "{bytes} bytes took {taken} frames");
+        drop(block);
+        check!(memory::frames().free_frames() == free, "{bytes} bytes are kept");
+    }
+    check!(heap::frames() == grown, "the heap grew for a large block");
     // More than there is: an error, no end.
     let mut huge: Vec<u8> = Vec::new();
     check!(huge.try_reserve_exact(1 << 46).is_err(), "the heap gave 64 TiB");

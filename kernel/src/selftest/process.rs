@@ -25,8 +25,8 @@ const NO_PROGRAMS: &str = "the initial RAM disk has no test programs";
 /// Runs a program, which must exit with 0.
 fn runs(name: &str, arguments: &[&str]) -> TestResult {
     let path = alloc::format!("/bin/{name}");
-    let argv: Vec<_> = [path.as_str()].iter().chain(arguments).map(|word| word.as_bytes().to_vec()).collect();
-    let status = match init::run(path.as_bytes(), &argv, &[b"PLEAT_TEST=1".to_vec()]) {
+    let argv = [[path.as_str()].as_slice(), arguments, &[""]].concat().join("\0");
+    let status = match init::run(path.as_bytes(), argv.as_bytes(), b"PLEAT_TEST=1\0") {
         Err(Errno::ENOENT) if init::has_initrd() => {
             return Err(Unmet::Skipped(NO_PROGRAMS));
         }
@@ -199,7 +199,7 @@ pub(crate) fn memory_is_short(_: &Context<'_>) -> TestResult {
     while let Some(frame) = single.pop() {
         drop(frame);
         let before = available();
-        let result = init::run(b"/bin/short", &[b"short".to_vec()], &[]);
+        let result = init::run(b"/bin/short", b"short\0", &[]);
         match result {
             Ok(Status::Exited(0)) => succeeded += 1,
             Ok(Status::Killed(9)) => killed += 1,

@@ -7,8 +7,8 @@ use core::sync::atomic::{AtomicU64, Ordering};
 use crate::errno::Errno;
 use crate::vma::{Prot, Vma};
 
-/// The most VMAs of a chunk: what is moved where one is added or taken out.
-pub(super) const CHUNK: usize = 32;
+/// The most VMAs of a chunk, which then takes most of a page of 4 KiB: what is moved where one is added or taken out.
+pub(super) const CHUNK: usize = 64;
 
 /// Mappings in order and apart, with room for [`CHUNK`]. They are read as a slice.
 pub(super) struct Chunk<'m> {
