@@ -19,6 +19,8 @@ const NAME_MAX: usize = 4096;
 const TRAILER: &[u8] = b"TRAILER!!!";
 /// How many symbolic links a look-up follows, as in Linux.
 const LINKS_MAX: usize = 40;
+/// The longest name in a path, as on Linux's file systems (NAME_MAX there).
+const COMPONENT_MAX: usize = 255;
 /// How many directories deep a look-up goes.
 const DEPTH_MAX: usize = 64;
 
@@ -162,6 +164,7 @@ impl<'a> Archive<'a> {
                     here.pop();
                     continue;
                 }
+                name if name.len() > COMPONENT_MAX => return Err(LookupError::TooLong),
                 name => here.try_push(name).map_err(|_| LookupError::TooLong)?,
             }
             match self.at(&here) {

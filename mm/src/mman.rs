@@ -43,6 +43,8 @@ pub const MAP_NONBLOCK: u64 = 0x1_0000;
 pub const MAP_STACK: u64 = 0x2_0000;
 /// There are none.
 pub const MAP_HUGETLB: u64 = 0x4_0000;
+/// Memory need not be zeroed; it is.
+pub const MAP_UNINITIALIZED: u64 = 0x400_0000;
 /// At exactly this address, if nothing is there.
 pub const MAP_FIXED_NOREPLACE: u64 = 0x10_0000;
 

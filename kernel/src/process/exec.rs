@@ -32,16 +32,28 @@ pub(crate) struct Image {
     pub(crate) frame: TrapFrame,
 }
 
-/// Makes an image of the program at `path`, with arguments and an environment of strings each with its NUL.
+/// The file of a program.
 ///
 /// # Errors
 /// As Linux's `execve`.
-pub(crate) fn image(path: &[u8], argv: &[u8], envp: &[u8]) -> Result<Image, Errno> {
-    let OpenFile { entry, file } = match initramfs::find(path)? {
-        Node::File(found) if found.entry.mode & 0o111 != 0 => found,
+pub(crate) fn open(path: &[u8]) -> Result<OpenFile, Errno> {
+    match initramfs::find(path)? {
+        Node::File(found) if found.entry.mode & 0o111 != 0 => Ok(found),
         // A directory too, as on Linux.
-        Node::File(_) | Node::Directory | Node::Other => return Err(Errno::EACCES),
-    };
+        Node::File(_) | Node::Directory | Node::Other => Err(Errno::EACCES),
+    }
+}
+
+/// Makes an image of the program of a file, with its path, and with arguments and an environment of strings each with its NUL.
+///
+/// # Errors
+/// As Linux's `execve`.
+pub(crate) fn image(
+    OpenFile { entry, file }: OpenFile,
+    path: &[u8],
+    argv: &[u8],
+    envp: &[u8],
+) -> Result<Image, Errno> {
     let program = Program::plan(entry.data).map_err(|error: ProgramError| {
         info!("{} can't be run: {error}", path.escape_ascii());
         error.errno()
@@ -90,7 +102,11 @@ fn map(space: &Space, segment: &Segment, file: &'static mm::File<'static>) -> Re
 /// Maps the stack and fills its top. Returns the stack pointer.
 fn stack(space: &Space, path: &[u8], argv: &[u8], envp: &[u8], program: &Program) -> Result<u64, Errno> {
     let flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE;
-    space.mmap(STACK_TOP - STACK, STACK, PROT_READ | PROT_WRITE, flags, None)?;
+    space.mmap(STACK_TOP - STACK, STACK, PROT_READ | PROT_WRITE, flags, None).inspect_err(|error| {
+        if *error == Errno::EEXIST {
+            info!("{} can't be run: a segment is where the stack goes", path.escape_ascii());
+        }
+    })?;
     let mut seed = [0; 16];
     random::fill(&mut seed);
     let initial = InitialStack { argv, envp, path, program, random: seed, hwcap: hwcap() };
@@ -121,6 +137,8 @@ fn hwcap() -> [u64; 2] {
 pub(crate) fn execve(task: &Arc<Task>, frame: &mut TrapFrame, args: [u64; 6]) -> Result<u64, Errno> {
     let [path, argv, envp, ..] = args;
     let path = uaccess::read_string(task, path, PATH_MAX)?;
+    // Before the arguments are looked at, as on Linux.
+    let file = open(&path)?;
     let mut budget = MAX_ARGUMENTS;
     let mut argv = strings(task, argv, &mut budget)?;
     let envp = strings(task, envp, &mut budget)?;
@@ -129,7 +147,7 @@ pub(crate) fn execve(task: &Arc<Task>, frame: &mut TrapFrame, args: [u64; 6]) ->
         argv.try_reserve(1).map_err(|_| Errno::OutOfMemory)?;
         argv.push(0);
     }
-    let image = image(&path, &argv, &envp)?;
+    let image = image(file, &path, &argv, &envp)?;
 
     image.space.list();
     sched::unload();

@@ -27,11 +27,12 @@ pub(crate) fn has_initrd() -> bool {
 /// # Errors
 /// [`initramfs::Error`]: there is no root file system. Or there is no memory.
 pub(crate) fn prepare(platform: &Platform<'_>, arguments: &BootArgs<'_>) -> Result<(), initramfs::Error> {
-    HAS_INITRD.store(platform.initrd.is_some(), Ordering::Relaxed);
     sched::init();
     random::init(platform.rng_seed);
     space::init(arguments.thp).map_err(|_| initramfs::Error::NoMemory)?;
-    initramfs::init(platform.initrd)
+    initramfs::init(platform.initrd)?;
+    HAS_INITRD.store(platform.initrd.is_some(), Ordering::Relaxed);
+    Ok(())
 }
 
 /// Runs the program at `path` as process 1 until it and all others have ended, on this CPU and all that wait for something
@@ -40,7 +41,7 @@ pub(crate) fn prepare(platform: &Platform<'_>, arguments: &BootArgs<'_>) -> Resu
 /// # Errors
 /// As [`exec::image`].
 pub(crate) fn run(path: &[u8], argv: &[u8], envp: &[u8]) -> Result<Status, Errno> {
-    let image = exec::image(path, argv, envp)?;
+    let image = exec::image(exec::open(path)?, path, argv, envp)?;
     let begin = Begin {
         pid: life::INIT,
         parent: 0,

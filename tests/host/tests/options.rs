@@ -61,6 +61,10 @@ fn files_that_are_not_there_are_refused() {
         let outcome = Boot::new().option(option, "/no/such/file").run();
         refused(&outcome, "the file '/no/such/file' is not there or can't be read");
     }
+    let scratch = Scratch::new();
+    let empty = scratch.write("initrd", b"");
+    let outcome = Boot::new().option("--initrd", &empty).run();
+    refused(&outcome, &format!("the file '{}' is empty", empty.display()));
 }
 
 #[test]

@@ -291,6 +291,10 @@ fn what_is_no_archive_is_refused() {
     let outcome = boot("selftest=boot.*").option("--initrd", scratch.write("initrd", &[0xa5; 5000])).run();
     outcome.passed();
     assert!(outcome.console.contains("there is no root file system"), "{outcome}");
+    // They do, and don't look like what was left out.
+    let outcome =
+        boot("selftest=process.hello").option("--initrd", scratch.write("initrd", &[0xa5; 5000])).run();
+    outcome.failed("0 passed, 1 failed");
 }
 
 #[test]

@@ -55,9 +55,11 @@ pub(super) fn getrandom(task: &Arc<Task>, buffer: u64, count: u64, flags: u64) -
     while done < count && task.killed().is_none() {
         sched::cond_resched();
         let mut piece = [0; 256];
-        let piece = &mut piece[..(count - done).min(256) as usize];
+        let at = buffer.wrapping_add(done);
+        // Not beyond the page: what there is room for is given.
+        let piece = &mut piece[..(count - done).min(256).min(uaccess::to_page_end(at)) as usize];
         random::fill(piece);
-        match uaccess::write(task, buffer.wrapping_add(done), piece) {
+        match uaccess::write(task, at, piece) {
             Ok(()) => done += piece.len() as u64,
             Err(error) if done == 0 => return Err(error),
             Err(_) => break,

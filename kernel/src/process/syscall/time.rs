@@ -10,6 +10,7 @@ use crate::timer;
 
 const CLOCK_REALTIME: u32 = 0;
 const CLOCK_MONOTONIC: u32 = 1;
+const CLOCK_THREAD_CPUTIME_ID: u32 = 3;
 const CLOCK_MONOTONIC_RAW: u32 = 4;
 const CLOCK_REALTIME_COARSE: u32 = 5;
 const CLOCK_MONOTONIC_COARSE: u32 = 6;
@@ -99,7 +100,7 @@ pub(super) fn clock_nanosleep(task: &Arc<Task>, args: [u64; 6]) -> Result<u64, E
     let [clock, flags, time, ..] = args;
     match clock as u32 {
         CLOCK_REALTIME | CLOCK_MONOTONIC | CLOCK_BOOTTIME => {}
-        CLOCK_MONOTONIC_RAW | CLOCK_REALTIME_COARSE | CLOCK_MONOTONIC_COARSE => {
+        CLOCK_THREAD_CPUTIME_ID | CLOCK_MONOTONIC_RAW | CLOCK_REALTIME_COARSE | CLOCK_MONOTONIC_COARSE => {
             return Err(Errno::EOPNOTSUPP);
         }
         _ => return Err(Errno::EINVAL),

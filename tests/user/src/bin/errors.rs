@@ -53,6 +53,7 @@ fn pointers(readable: usize, edge: usize, on_qemu_user: bool) {
     expect("a state across the edge", raw(nr::FSTAT, &[1, edge - 127]), EFAULT);
     assert_eq!(raw(nr::FSTAT, &[1, edge - 128]), Ok(0));
     if !on_qemu_user {
+        assert_eq!(raw(nr::GETRANDOM, &[edge - 16, 300, 0]), Ok(16), "what there is room for");
         expect("a resolution across the edge", raw(nr::CLOCK_GETRES, &[1, edge - 15]), EFAULT);
         assert_eq!(raw(nr::CLOCK_GETRES, &[1, edge - 16]), Ok(0));
         expect("a duration across the edge", raw(nr::NANOSLEEP, &[edge - 8, 0]), EFAULT);
@@ -193,6 +194,13 @@ fn files(own: &[u8], on_qemu_user: bool) {
         expect("a directory to write to", raw(nr::OPENAT, &[AT_FDCWD, root, flags]), EISDIR);
     }
     raw(nr::CLOSE, &[fd]).expect("close");
+    let mut path = [b'a'; 300];
+    path[0] = b'/';
+    for (name, error) in [(255, ENOENT), (256, ENAMETOOLONG)] {
+        path[1 + name] = 0;
+        expect("a long name", raw(nr::OPENAT, &[AT_FDCWD, path.as_ptr() as usize, 0]), error);
+        path[1 + name] = b'a';
+    }
     println!("offsets and paths that can't be have Linux's errors");
 }
 
@@ -213,6 +221,9 @@ fn arguments(own: &[u8]) {
     let mut many = [text + 1; 64];
     many[63] = 0;
     expect("execve, many", raw(nr::EXECVE, &[path, many.as_ptr() as usize, 0]), E2BIG);
+    // The program is looked for first.
+    let none = c"/none".as_ptr() as usize;
+    expect("execve, none, many", raw(nr::EXECVE, &[none, many.as_ptr() as usize, 0]), ENOENT);
     munmap(text, 2 * MAX_ARG_STRLEN).expect("munmap");
     println!("arguments that are too long are E2BIG");
 }
@@ -390,7 +401,7 @@ fn times() {
         expect("its resolution", raw(nr::CLOCK_GETRES, &[unknown, at]), EINVAL);
         expect("sleeping by it", raw(nr::CLOCK_NANOSLEEP, &[unknown, 0, at, 0]), EINVAL);
     }
-    for without_alarms in [4, 5, 6] {
+    for without_alarms in [3, 4, 5, 6] {
         expect(
             "a clock that wakes nobody",
             raw(nr::CLOCK_NANOSLEEP, &[without_alarms, 0, at, 0]),
