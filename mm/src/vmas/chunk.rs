@@ -4,6 +4,7 @@ use alloc::vec::Vec;
 use core::ops::{Deref, Range};
 use core::sync::atomic::{AtomicU64, Ordering};
 
+use super::maxima::UNKNOWN;
 use crate::errno::Errno;
 use crate::vma::{Prot, Vma};
 
@@ -13,13 +14,10 @@ pub(super) const CHUNK: usize = 64;
 /// Mappings in order and apart, with room for [`CHUNK`]. They are read as a slice.
 pub(super) struct Chunk<'m> {
     vmas: Vec<Vma<'m>>,
-    /// Bytes of the widest gap between two of them, so that who looks for a wider one need not look at each; or [`UNKNOWN`]
+    /// Bytes of the widest gap before one of them, so that who looks for a wider one need not look at each; or [`UNKNOWN`]
     /// since a change. Who looks for a gap finds it out, under the lock of who only reads: all find the same.
     widest: AtomicU64,
 }
-
-/// No gap is so wide.
-const UNKNOWN: u64 = u64::MAX;
 
 impl<'m> Chunk<'m> {
     /// One without mappings.
@@ -46,7 +44,7 @@ impl<'m> Chunk<'m> {
     pub(super) fn change<R>(&mut self, act: impl FnOnce(&mut Vec<Vma<'m>>) -> R) -> R {
         let result = act(&mut self.vmas);
         debug_assert!(self.vmas.len() <= CHUNK, "too many mappings in a chunk");
-        *self.widest.get_mut() = UNKNOWN;
+        self.forget_widest();
         result
     }
 
@@ -55,20 +53,22 @@ impl<'m> Chunk<'m> {
         self.vmas[index].prot = prot;
     }
 
-    /// The gaps between two of them, some of which may be empty.
-    fn gaps(&self) -> impl DoubleEndedIterator<Item = Range<u64>> {
-        self.vmas.windows(2).map(|pair| pair[0].end..pair[1].start)
+    /// After a change of what is before them.
+    pub(super) fn forget_widest(&mut self) {
+        *self.widest.get_mut() = UNKNOWN;
     }
 
-    /// The same, or none where none has `size` bytes.
-    pub(super) fn gaps_for(&self, size: u64) -> impl DoubleEndedIterator<Item = Range<u64>> {
-        (self.widest() >= size).then(|| self.gaps()).into_iter().flatten()
+    /// The gaps before each of them, some of which may be empty, where what is before the first ends at `before`.
+    pub(super) fn gaps(&self, before: u64) -> impl DoubleEndedIterator<Item = Range<u64>> {
+        let first = self.vmas.first().map(|first| before..first.start);
+        first.into_iter().chain(self.vmas.windows(2).map(|pair| pair[0].end..pair[1].start))
     }
 
-    fn widest(&self) -> u64 {
+    /// Bytes of the widest of [`Self::gaps`].
+    pub(super) fn widest(&self, before: u64) -> u64 {
         match self.widest.load(Ordering::Relaxed) {
             UNKNOWN => {
-                let widest = self.gaps().map(|gap| gap.end - gap.start).max().unwrap_or(0);
+                let widest = self.gaps(before).map(|gap| gap.end - gap.start).max().unwrap_or(0);
                 self.widest.store(widest, Ordering::Relaxed);
                 widest
             }

@@ -1,6 +1,7 @@
 //! What a process has mapped: VMAs in order of their addresses, and the gaps between them.
 
 mod chunk;
+mod maxima;
 
 use alloc::vec::Vec;
 use core::ops::Range;
@@ -10,6 +11,7 @@ use arrayvec::ArrayVec;
 use crate::errno::Errno;
 use crate::vma::{Prot, Vma};
 use chunk::{CHUNK, Chunk};
+use maxima::Maxima;
 
 /// The most VMAs that an address space may have, as in Linux.
 pub const MAX_MAP_COUNT: usize = 65530;
@@ -17,9 +19,9 @@ pub const MAX_MAP_COUNT: usize = 65530;
 /// The most chunks that a change may need: one for each mapping that it adds, or cuts in two.
 const SPARE: usize = 3;
 
-/// The mappings of an address space, in order and apart. Look-up takes logarithmic time, and so does a change but for a chunk
-/// and what it takes out. A gap is found by a look at each chunk, and into those with one as wide: where it has to be aligned,
-/// that need not be the first.
+/// The mappings of an address space, in order and apart. Look-up takes logarithmic time, and so does a change but for what it
+/// takes out, for a chunk, and where one becomes two or is taken out, for the chunks that move. So does it to find a gap: the
+/// highest or the lowest chunk with one as wide, and that in it. Where it has to be aligned, that need not be the first.
 ///
 /// Changes are made in two steps: [`Self::reserve`] is what may fail, and what comes after it can't.
 pub(crate) struct Vmas<'m> {
@@ -27,6 +29,8 @@ pub(crate) struct Vmas<'m> {
     chunks: Vec<Chunk<'m>>,
     /// Empty chunks, for what is to be added.
     spare: ArrayVec<Chunk<'m>, SPARE>,
+    /// The widest gaps of chunks: see [`Self::leaf`].
+    maxima: Maxima,
     count: usize,
     page_shift: u32,
 }
@@ -40,7 +44,7 @@ struct Place {
 
 impl<'m> Vmas<'m> {
     pub(crate) const fn new(page_shift: u32) -> Self {
-        Self { chunks: Vec::new(), spare: ArrayVec::new_const(), count: 0, page_shift }
+        Self { chunks: Vec::new(), spare: ArrayVec::new_const(), maxima: Maxima::new(), count: 0, page_shift }
     }
 
     /// All of them.
@@ -101,6 +105,7 @@ impl<'m> Vmas<'m> {
             return Err(Errno::ENOMEM);
         }
         self.chunks.try_reserve(SPARE).map_err(|_| Errno::OutOfMemory)?;
+        self.maxima.reserve(self.chunks.len() + SPARE + 1)?;
         while !self.spare.is_full() {
             self.spare.push(Chunk::new()?);
         }
@@ -112,6 +117,45 @@ impl<'m> Vmas<'m> {
         self.find(va).is_some_and(|vma| vma.start < va)
     }
 
+    /// Changes which mappings a chunk has, or where they are: see [`Chunk::change`].
+    fn change<R>(&mut self, chunk: usize, act: impl FnOnce(&mut Vec<Vma<'m>>) -> R) -> R {
+        let end = self.end_before(chunk + 1);
+        let result = self.chunks[chunk].change(act);
+        self.forget(chunk);
+        if self.end_before(chunk + 1) != end {
+            self.forget(chunk + 1);
+        }
+        result
+    }
+
+    /// Adds a chunk before that of an index, after [`Self::reserve`].
+    fn add_chunk(&mut self, index: usize, chunk: Chunk<'m>) {
+        self.chunks.insert(index, chunk);
+        self.forget(index);
+        self.maxima.forget(self.leaf(index), self.leaf(0));
+    }
+
+    /// Takes chunks out, with what they have.
+    fn take_chunks(&mut self, indices: Range<usize>) {
+        let (index, last) = (indices.start, self.leaf(0));
+        for mut chunk in self.chunks.drain(indices) {
+            self.count -= chunk.len();
+            chunk.change(Vec::clear);
+            // Enough of them are freed.
+            let _ = self.spare.try_push(chunk);
+        }
+        self.forget(index);
+        self.maxima.forget(self.leaf(index), last);
+    }
+
+    /// After a change of the gaps of a chunk.
+    fn forget(&mut self, chunk: usize) {
+        if let Some(chunk) = self.chunks.get_mut(chunk) {
+            chunk.forget_widest();
+        }
+        self.maxima.forget(self.leaf(chunk), self.leaf(chunk));
+    }
+
     /// Puts a mapping at a place, after [`Self::reserve`].
     fn put(&mut self, place: Place, vma: Vma<'m>) {
         self.count += 1;
@@ -119,7 +163,10 @@ impl<'m> Vmas<'m> {
         if chunk == self.chunks.len() {
             match chunk.checked_sub(1) {
                 Some(last) => (chunk, index) = (last, self.chunks[last].len()),
-                None => self.chunks.push(self.spare.pop().expect("a chunk was reserved")),
+                None => {
+                    let first = self.spare.pop().expect("a chunk was reserved");
+                    self.add_chunk(0, first);
+                }
             }
         }
         if self.chunks[chunk].len() == CHUNK {
@@ -129,33 +176,31 @@ impl<'m> Vmas<'m> {
                 0 | CHUNK => index,
                 _ => CHUNK / 2,
             };
-            self.chunks[chunk].change(|lower| upper.change(|upper| upper.extend(lower.drain(kept..))));
-            self.chunks.insert(chunk + 1, upper);
+            self.change(chunk, |lower| upper.change(|upper| upper.extend(lower.drain(kept..))));
+            self.add_chunk(chunk + 1, upper);
             if index > kept || kept == CHUNK {
                 (chunk, index) = (chunk + 1, index - kept);
             }
         }
-        self.chunks[chunk].change(|vmas| vmas.insert(index, vma));
+        self.change(chunk, |vmas| vmas.insert(index, vma));
     }
 
     /// Takes the mappings from one place to another out. What is before them is where it was, or in the chunk before.
     fn take(&mut self, from: Place, to: Place) {
-        let mut taken = 0;
-        let mut drain = |chunk: &mut Chunk<'m>, indices: Range<usize>| {
-            taken += indices.len();
-            chunk.change(|vmas| drop(vmas.drain(indices)));
+        let len = self.chunks[from.chunk].len();
+        let mut drain = |chunk: usize, indices: Range<usize>| {
+            self.count -= indices.len();
+            self.change(chunk, |vmas| drop(vmas.drain(indices)));
         };
         if from.chunk == to.chunk {
-            drain(&mut self.chunks[from.chunk], from.index..to.index);
+            drain(from.chunk, from.index..to.index);
         } else {
-            let end = self.chunks[from.chunk].len();
-            drain(&mut self.chunks[from.chunk], from.index..end);
+            drain(from.chunk, from.index..len);
             if to.index > 0 {
-                drain(&mut self.chunks[to.chunk], 0..to.index);
+                drain(to.chunk, 0..to.index);
             }
-            taken += self.chunks.drain(from.chunk + 1..to.chunk).map(|chunk| chunk.len()).sum::<usize>();
+            self.take_chunks(from.chunk + 1..to.chunk);
         }
-        self.count -= taken;
         self.tidy(from.chunk);
     }
 
@@ -165,20 +210,12 @@ impl<'m> Vmas<'m> {
             let Some([one, other]) = self.chunks.get_mut(lower..lower + 2) else { continue };
             if one.len() + other.len() <= CHUNK / 2 {
                 one.change(|one| other.change(|other| one.append(other)));
-                self.give_back(lower + 1);
+                self.take_chunks(lower + 1..lower + 2);
             }
         }
         if self.chunks.get(chunk).is_some_and(|chunk| chunk.is_empty()) {
-            self.give_back(chunk);
+            self.take_chunks(chunk..chunk + 1);
         }
-    }
-
-    /// Takes an empty chunk out.
-    fn give_back(&mut self, chunk: usize) {
-        let empty = self.chunks.remove(chunk);
-        debug_assert!(empty.is_empty(), "a chunk that is not empty");
-        // Enough of them are freed.
-        let _ = self.spare.try_push(empty);
     }
 
     /// Cuts the mapping in two that has what is on either side of an address, if one has, after [`Self::reserve`].
@@ -186,7 +223,7 @@ impl<'m> Vmas<'m> {
         let place = self.first_behind(at);
         if self.is_inside(at) {
             let shift = self.page_shift;
-            let upper = self.chunks[place.chunk].change(|vmas| {
+            let upper = self.change(place.chunk, |vmas| {
                 let vma = &mut vmas[place.index];
                 let upper = vma.part(at..vma.end, shift);
                 vma.end = at;
@@ -204,13 +241,13 @@ impl<'m> Vmas<'m> {
                 self.cut(range.end);
             }
             let lower = self.first_behind(range.start);
-            self.chunks[lower.chunk].change(|vmas| vmas[lower.index].end = range.start);
+            self.change(lower.chunk, |vmas| vmas[lower.index].end = range.start);
         }
         let first = self.first_behind(range.start);
         let last = self.first_behind(range.end);
         if self.is_inside(range.end) {
             let shift = self.page_shift;
-            self.chunks[last.chunk].change(|vmas| {
+            self.change(last.chunk, |vmas| {
                 let vma = &mut vmas[last.index];
                 *vma = vma.part(range.end..vma.end, shift);
             });
@@ -253,7 +290,7 @@ impl<'m> Vmas<'m> {
                 let (start, end) = (vma.start, next.end);
                 self.take(behind, self.next(behind));
                 place = self.first_behind(start);
-                self.chunks[place.chunk].change(|vmas| vmas[place.index].end = end);
+                self.change(place.chunk, |vmas| vmas[place.index].end = end);
             } else {
                 place = behind;
             }
@@ -267,6 +304,7 @@ impl<'m> Vmas<'m> {
     pub(crate) fn try_clone(&self) -> Result<Self, Errno> {
         let mut clone = Self::new(self.page_shift);
         clone.chunks.try_reserve_exact(self.chunks.len()).map_err(|_| Errno::OutOfMemory)?;
+        clone.maxima.reserve(self.chunks.len() + 1)?;
         for chunk in &self.chunks {
             clone.chunks.push(chunk.try_clone()?);
         }
@@ -285,31 +323,45 @@ impl<'m> Vmas<'m> {
         before.map_or(0, |vma| vma.end)..next.map_or(top, |vma| vma.start)
     }
 
-    /// The gap before a chunk, which may be empty; that behind the last one has no end.
-    fn gap_before(&self, chunk: usize) -> Range<u64> {
-        let before = chunk.checked_sub(1).and_then(|before| self.chunks[before].last());
-        let first = self.chunks.get(chunk).and_then(|chunk| chunk.first());
-        before.map_or(0, |vma| vma.end)..first.map_or(u64::MAX, |vma| vma.start)
+    /// Where the mappings before a chunk end.
+    fn end_before(&self, chunk: usize) -> u64 {
+        chunk.checked_sub(1).and_then(|before| self.chunks[before].last()).map_or(0, |vma| vma.end)
     }
 
-    /// The gaps in and before these chunks, where one behind the last is what is behind all mappings: those that may have `size`
-    /// bytes, and some others.
-    fn gaps(&self, chunks: Range<usize>, size: u64) -> impl DoubleEndedIterator<Item = Range<u64>> {
-        chunks.flat_map(move |chunk| {
-            let inside = self.chunks.get(chunk).map(|chunk| chunk.gaps_for(size));
-            core::iter::once(self.gap_before(chunk)).chain(inside.into_iter().flatten())
-        })
+    /// The gaps before the mappings of a chunk, or, of the one behind the last, that behind all mappings, which has no end.
+    fn gaps(&self, chunk: usize) -> impl DoubleEndedIterator<Item = Range<u64>> {
+        let before = self.end_before(chunk);
+        let behind = (chunk == self.chunks.len()).then_some(before..u64::MAX);
+        self.chunks.get(chunk).into_iter().flat_map(move |chunk| chunk.gaps(before)).chain(behind)
     }
 
-    /// From the highest down: those that begin below `top`, and maybe others.
+    /// The leaf of [`Self::maxima`] that has the width of the widest of [`Self::gaps`], and the chunk of a leaf. The highest comes
+    /// first: mostly chunks are added below the others, and then those keep theirs.
+    fn leaf(&self, chunk: usize) -> usize {
+        self.chunks.len() - chunk
+    }
+
+    fn widest(&self, leaf: usize) -> u64 {
+        let Some(chunk) = self.chunks.len().checked_sub(leaf) else { return 0 };
+        let before = self.end_before(chunk);
+        self.chunks.get(chunk).map_or(u64::MAX - before, |chunk| chunk.widest(before))
+    }
+
+    /// From the highest down: those that begin below `top` of chunks that have one of `size` bytes, and maybe others.
     fn gaps_below(&self, top: u64, size: u64) -> impl Iterator<Item = Range<u64>> {
         let above = self.chunks.partition_point(|chunk| chunk.first().is_some_and(|vma| vma.start < top));
-        self.gaps(0..above + 1, size).rev()
+        let next = move |leaf| self.maxima.next(leaf, size, |leaf| self.widest(leaf));
+        let leaves = core::iter::successors(next(self.leaf(above)), move |leaf| next(leaf + 1));
+        leaves.flat_map(|leaf| self.gaps(self.leaf(leaf)).rev())
     }
 
-    /// From the lowest up: those that end above `bottom`, and maybe others.
+    /// From the lowest up: those that end above `bottom` of chunks that have one of `size` bytes, and maybe others.
     fn gaps_above(&self, bottom: u64, size: u64) -> impl Iterator<Item = Range<u64>> {
-        self.gaps(self.first_behind(bottom).chunk..self.chunks.len() + 1, size)
+        let first = self.first_behind(bottom).chunk;
+        let previous = move |leaf| self.maxima.previous(leaf, size, |leaf| self.widest(leaf));
+        let leaves =
+            core::iter::successors(previous(self.leaf(first)), move |leaf| previous(leaf.checked_sub(1)?));
+        leaves.flat_map(|leaf| self.gaps(self.leaf(leaf)))
     }
 
     /// The first address of the highest gap of `size` bytes that ends at or below `top`, begins at or above `bottom`, and is
@@ -365,10 +417,10 @@ mod tests {
         assert!(vmas.chunks.iter().all(|chunk| (1..=CHUNK).contains(&chunk.len())));
         let few = |pair: &[Chunk<'_>]| pair[0].len() + pair[1].len() <= CHUNK / 4;
         assert!(!vmas.chunks.windows(2).any(few), "two chunks of few");
-        for chunk in &vmas.chunks {
-            let widest = chunk.windows(2).map(|pair| pair[1].start - pair[0].end).max().unwrap_or(0);
-            let all_for = |size| chunk.gaps_for(size).count() == chunk.len() - 1;
-            assert!(all_for(widest) && (chunk.len() == 1 || !all_for(widest + 1)));
+        let mut before = 0;
+        for (index, chunk) in vmas.chunks.iter().enumerate() {
+            let gaps = chunk.iter().map(|vma| vma.start - core::mem::replace(&mut before, vma.end));
+            assert_eq!(Some(vmas.widest(vmas.leaf(index))), gaps.max());
         }
         for (page, prot) in model.iter().enumerate() {
             let at = (page as u64) << SHIFT;
