@@ -23,6 +23,7 @@ pub mod ptdump;
 pub mod pte;
 pub mod ptep;
 mod raw;
+mod runs;
 mod shared;
 mod sync;
 pub mod tlb;

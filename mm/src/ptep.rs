@@ -56,7 +56,7 @@ use crate::counters::Counter;
 use crate::guard::PteGuard;
 use crate::mm_struct::Kind;
 use crate::pte::{Gathered, Pte, needs_break};
-use crate::{Mm, icache, tlb};
+use crate::{Mm, icache, runs, tlb};
 
 /// Reads the entry of `va`. Of a folded block it tells the Contiguous bit, and young and dirty of the whole block: hardware
 /// may have set them in any of its entries, and need not in a second (RLCGVS, RGPHKF).
@@ -350,13 +350,7 @@ pub fn ptep_get_and_clear<M: Mmu>(guard: &mut PteGuard<'_, '_, M>, va: VirtAddr)
 pub fn wrprotect_ptes<M: Mmu>(guard: &mut PteGuard<'_, '_, M>, va: VirtAddr, nr: usize) {
     guard.mutates("wrprotect_ptes");
     let indices = guard.indices(va, nr);
-    let Ends { rest, .. } =
-        unfold_partial_ends(guard, &indices, Counter::UnfoldsByWriteProtect, PteValue::wrprotect);
-    let mut changed = false;
-    guard.table().update_leaves(rest.clone(), PteValue::wrprotect, |old, new| changed |= old != new);
-    if changed {
-        guard.owe_flush(rest);
-    }
+    runs::change(guard, indices, Counter::UnfoldsByWriteProtect, PteValue::wrprotect);
 }
 
 /// Makes the page at `va` old, and the whole block where it is folded, which it stays; whether any was young.

@@ -28,7 +28,8 @@ impl<'m, M: Mmu> AddressSpace<'m, M> {
         *child.write_map() = Map { vmas, brk_start: map.brk_start, brk: map.brk };
         for vma in map.vmas.iter().filter(|vma| vma.is_private()) {
             self.for_each_table(&(vma.start..vma.end), |guard, range| {
-                let Some(_) = self.next_batch(guard, range.clone()) else { return Ok(()) };
+                let mut all = Self::indices(guard, &range);
+                let Some(_) = self.next_batch(guard, &mut all) else { return Ok(()) };
                 let start = VirtAddr::new(range.start);
                 // Nobody else knows the child: its lock comes after any of the parent's.
                 let mut of_child =

@@ -3,15 +3,16 @@
 use core::convert::Infallible;
 use core::ops::Range;
 
-use arch::Mmu;
+use arch::{Mmu, VirtAddr};
 
 use super::AddressSpace;
 use super::ranges::{Batch, released};
 use crate::errno::Errno;
 use crate::guard::PteGuard;
 use crate::mman::*;
-use crate::pte::Pte;
-use crate::ptep::{get_and_clear_ptes, modify_prot_commit, modify_prot_start, set_ptes, wrprotect_ptes};
+use crate::pte::{Pte, UserProt};
+use crate::ptep::{get_and_clear_ptes, modify_prot_commit, modify_prot_start, set_ptes};
+use crate::runs;
 use crate::vma::Prot;
 
 /// What `mprotect` knows.
@@ -23,8 +24,8 @@ impl<'m, M: Mmu> AddressSpace<'m, M> {
     ///
     /// A page that is shared by copy on write becomes writable only when it is written to.
     ///
-    /// *Maintenance:* where only the permission to write is taken, one flush for each last-level table; else one for each batch
-    /// of one folio, before its pages are valid again.
+    /// *Maintenance:* one flush for each last-level table; where execution becomes permitted, or any access after none was, one
+    /// for each batch of one folio, before its pages are valid again.
     ///
     /// # Errors
     /// - `EINVAL`: `addr` is not a multiple of the page size, or `prot` has unknown bits.
@@ -67,7 +68,7 @@ impl<'m, M: Mmu> AddressSpace<'m, M> {
                     break Err(errno);
                 }
                 map.vmas.protect(&part, prot);
-                self.change_protection(&part, private, prot);
+                self.change_protection(&part, private, old, prot);
             }
             at = part.end;
         };
@@ -78,18 +79,53 @@ impl<'m, M: Mmu> AddressSpace<'m, M> {
     }
 
     /// Gives what is mapped in a range of one mapping another permission.
-    fn change_protection(&self, range: &Range<u64>, private: bool, prot: Prot) {
-        let Ok(()) = self.for_each_batch_in(range, |guard, batch| {
-            Self::protect_batch(guard, batch, private, prot);
-            Ok::<(), Infallible>(())
+    fn change_protection(&self, range: &Range<u64>, private: bool, old: Prot, new: Prot) {
+        let in_place =
+            !old.is_empty() && !new.is_empty() && (old.contains(Prot::EXEC) || !new.contains(Prot::EXEC));
+        let Ok(()) = self.for_each_table(range, |guard, range| match new.of_entry(true) {
+            Some(prot) if in_place && !(private && new.contains(Prot::WRITE)) => {
+                protect_all(guard, range, prot);
+                Ok::<(), Infallible>(())
+            }
+            _ if in_place => self.permit_writing(guard, range, new),
+            _ => self.for_each_batch(guard, range, |guard, batch| {
+                Self::protect_batch(guard, batch, private, new);
+                Ok(())
+            }),
         });
+    }
+
+    /// Permits to write to what may be accessed in a range of private memory, where it is nobody else's.
+    fn permit_writing(
+        &self,
+        guard: &mut PteGuard<'_, 'm, M>,
+        range: Range<u64>,
+        prot: Prot,
+    ) -> Result<(), Infallible> {
+        // Neighbours that are alike in that change together, whatever lies between them.
+        let change = |guard: &mut PteGuard<'_, 'm, M>, run: Range<u64>, writable| {
+            if let Some(prot) = prot.of_entry(writable)
+                && !run.is_empty()
+            {
+                protect_all(guard, run, prot);
+            }
+        };
+        let (mut start, mut writable) = (range.start, false);
+        self.for_each_batch(guard, range.clone(), |guard, batch| {
+            let may_be = Self::may_be_writable(guard, &batch);
+            if may_be != writable {
+                change(guard, start..batch.va.get(), writable);
+                (start, writable) = (batch.va.get(), may_be);
+            }
+            Ok::<(), Infallible>(())
+        })?;
+        change(guard, start..range.end, writable);
+        Ok(())
     }
 
     fn protect_batch(guard: &mut PteGuard<'_, 'm, M>, batch: Batch<'m>, private: bool, prot: Prot) {
         let Batch { va, pte, nr, .. } = batch;
-        // All pages of the batch are alike in that: what is writable is nobody else's.
-        let writable = prot.contains(Prot::WRITE)
-            && (!private || pte.is_valid() && pte.is_writable() || Self::is_own(guard, &batch));
+        let writable = prot.contains(Prot::WRITE) && (!private || Self::may_be_writable(guard, &batch));
         let Some(new) = prot.of_entry(writable) else {
             if pte.is_valid() {
                 let pte = get_and_clear_ptes(guard, va, nr);
@@ -100,17 +136,22 @@ impl<'m, M: Mmu> AddressSpace<'m, M> {
         if !pte.is_valid() {
             get_and_clear_ptes(guard, va, nr);
             set_ptes(guard, va, released(pte).with_prot(new), nr);
-        } else if pte.with_prot(new) == pte.wrprotect() {
-            // In place, and flushed with all of the table.
-            wrprotect_ptes(guard, va, nr);
         } else {
             let old = modify_prot_start(guard, va, nr);
             modify_prot_commit(guard, va, old.with_prot(new), nr);
         }
     }
 
-    /// Whether the folio of a batch is this address space's alone, and mapped here alone.
-    fn is_own(guard: &PteGuard<'_, 'm, M>, batch: &Batch<'m>) -> bool {
-        batch.folio.is_some_and(|folio| Self::is_exclusive(guard, batch.va, batch.pte, &folio))
+    /// Whether a batch of private memory that may be written to may be so by its entries. All its pages are alike in that: what is
+    /// writable is nobody else's, and so is a folio that is this address space's alone, and mapped here alone.
+    fn may_be_writable(guard: &PteGuard<'_, 'm, M>, batch: &Batch<'m>) -> bool {
+        let own = |folio| Self::is_exclusive(guard, batch.va, batch.pte, &folio);
+        batch.pte.is_valid() && batch.pte.is_writable() || batch.folio.is_some_and(own)
     }
+}
+
+/// Gives all that may be accessed in a range, which the guard's table translates, this permission.
+fn protect_all<M: Mmu>(guard: &mut PteGuard<'_, '_, M>, range: Range<u64>, prot: UserProt) {
+    let nr = (range.end - range.start) / M::GRANULE.page_size();
+    runs::protect(guard, VirtAddr::new(range.start), nr as usize, prot);
 }

@@ -69,41 +69,58 @@ impl<'m, M: Mmu> AddressSpace<'m, M> {
     }
 
     /// Calls `act` with each batch in `range`, which the guard's table translates. `act` may change its pages only.
+    #[inline]
     pub(super) fn for_each_batch<E>(
         &self,
         guard: &mut PteGuard<'_, 'm, M>,
         range: Range<u64>,
         mut act: impl FnMut(&mut PteGuard<'_, 'm, M>, Batch<'m>) -> Result<(), E>,
     ) -> Result<(), E> {
-        let mut at = range.start;
-        while let Some(batch) = self.next_batch(guard, at..range.end) {
+        let mut left = Self::indices(guard, &range);
+        while let Some(batch) = self.next_batch(guard, &mut left) {
             act(guard, batch)?;
-            at = batch.va.get() + batch.nr as u64 * Self::PAGE;
         }
         Ok(())
     }
 
-    /// The first batch in `range`, which the guard's table translates.
-    pub(super) fn next_batch(&self, guard: &PteGuard<'_, 'm, M>, range: Range<u64>) -> Option<Batch<'m>> {
-        let nr = ((range.end - range.start) / Self::PAGE) as usize;
-        if nr == 0 {
+    /// Indices of the entries for a range, which the guard's table translates.
+    pub(super) fn indices(guard: &PteGuard<'_, 'm, M>, range: &Range<u64>) -> Range<usize> {
+        if range.is_empty() {
+            return 0..0;
+        }
+        guard.indices(VirtAddr::new(range.start), ((range.end - range.start) / Self::PAGE) as usize)
+    }
+
+    /// The first batch among the entries that are left, of which it is not any more.
+    #[inline]
+    pub(super) fn next_batch(
+        &self,
+        guard: &PteGuard<'_, 'm, M>,
+        left: &mut Range<usize>,
+    ) -> Option<Batch<'m>> {
+        if left.start >= left.end {
             return None;
         }
-        let first = guard.index(VirtAddr::new(range.start));
-        let skipped = guard.table().leaves(first..first + nr).position(|pte| pte != PteValue::NONE)?;
-        let va = VirtAddr::new(range.start + skipped as u64 * Self::PAGE);
-        let (index, raw) = (first + skipped, guard.get(first + skipped));
+        let mut raw = guard.get(left.start);
+        if raw == PteValue::NONE {
+            left.start += guard.table().leaves(left.clone()).position(|pte| pte != PteValue::NONE)?;
+            raw = guard.get(left.start);
+        }
+        let index = left.start;
         let folio = self.folio(raw);
-        let pfn = raw.pa().pfn(M::GRANULE);
-        let left = (folio.head().get() + folio.frames() - pfn.get()) as usize;
-        let most = left.min(nr - skipped);
-        let (nr, pte) = if raw.is_valid() {
-            (run(guard, index, raw, most), get_at(guard, index, raw))
+        let in_folio = (folio.frames() - (raw.pa().pfn(M::GRANULE).get() - folio.head().get())) as usize;
+        let most = in_folio.min(left.end - index);
+        let nr = if most == 1 {
+            1
+        } else if raw.is_valid() {
+            run(guard, index, raw, most)
         } else {
-            (Self::held_batch(guard, index, raw, most), raw)
+            Self::held_batch(guard, index, raw, most)
         };
+        left.start = index + nr;
         let counted = folio.head() != self.memory.zero().head();
-        Some(Batch { va, pte, nr, folio: counted.then_some(folio) })
+        let pte = get_at(guard, index, raw);
+        Some(Batch { va: guard.va(index), pte, nr, folio: counted.then_some(folio) })
     }
 
     /// How many of `most` entries from one on that is held continue it.
@@ -145,10 +162,9 @@ impl<'m, M: Mmu> AddressSpace<'m, M> {
     ) -> Result<(), E> {
         self.for_each_table(range, |guard, range| {
             let mut gather = Gather::new(guard);
-            let mut at = range.start;
-            while let Some(batch) = self.next_batch(gather.guard, at..range.end) {
+            let mut left = Self::indices(gather.guard, &range);
+            while let Some(batch) = self.next_batch(gather.guard, &mut left) {
                 act(&mut gather, batch)?;
-                at = batch.va.get() + batch.nr as u64 * Self::PAGE;
             }
             Ok(())
         })

@@ -263,8 +263,8 @@ impl<'m, M: Mmu> AddressSpace<'m, M> {
             let mut pair =
                 self.mm.lock_two_tables(from, to, self.memory.tables()).expect("tables that were made");
             let (source, mut destination) = pair.both();
-            let mut next = range.start;
-            while let Some(batch) = self.next_batch(source, next..range.end) {
+            let mut left = Self::indices(source, &range);
+            while let Some(batch) = self.next_batch(source, &mut left) {
                 let pte = get_and_clear_ptes(source, batch.va, batch.nr);
                 let va = VirtAddr::new(batch.va.get() - what.from + what.to);
                 let guard = destination.as_deref_mut().unwrap_or(source);
@@ -273,7 +273,6 @@ impl<'m, M: Mmu> AddressSpace<'m, M> {
                 } else {
                     Self::set_held(guard, Batch { va, pte, ..batch });
                 }
-                next = batch.va.get() + batch.nr as u64 * Self::PAGE;
             }
             at = range.end;
         }

@@ -431,6 +431,15 @@ calls! {
     }) };
     protect_a_part: Call::new(|world, region| protect_part(world, region, PROT_READ));
     protect_all_of_it: Call::new(|world, region| protect_all(world, region, PROT_READ));
+    permit_writing_to_a_part: Call {
+        before: |world, region| protect_all(world, region, PROT_READ),
+        after: |world, region| protect_all(world, region, RW),
+        ..Call::new(|world, region| protect_part(world, region, RW))
+    };
+    permit_writing_to_all_of_it: Call {
+        before: |world, region| protect_all(world, region, PROT_READ),
+        ..Call::new(|world, region| protect_all(world, region, RW))
+    };
     protect_a_part_from_all: Call {
         after: |world, region| protect_part(world, region, RW),
         ..Call::new(|world, region| protect_part(world, region, 0))

@@ -91,7 +91,7 @@ fn invalidations_are_as_few_as_that() {
     let expected = [
         ("first touch", 0, 0),
         ("mprotect of all, read only", 48, 1),
-        ("mprotect of all, back", 48, 3),
+        ("mprotect of all, back", 48, 1),
         ("mprotect of one page each, read only", 48, 3),
         // One for each page, and one for each block that is folded again.
         ("mprotect of one page each, back and refolded", 51, 6),
