@@ -439,6 +439,21 @@ impl<'m, M: Mmu> Table<'m, M> {
         unsafe { self.mmu.store_block(slots, raw, M::GRANULE.page_size()) }
     }
 
+    /// Writes these entries, valid or not, one for each of `indices`, without any barrier. All of these slots must hold invalid
+    /// entries.
+    ///
+    /// # Panics
+    /// As [`Self::set_leaves`].
+    #[inline(always)]
+    pub fn fill_leaves(&self, indices: Range<usize>, ptes: impl Iterator<Item = PteValue>) {
+        self.expect_last_level();
+        for (slot, pte) in self.slots[indices].iter().zip(ptes) {
+            debug_assert!(self.mmu.load(slot) & 1 == 0, "a live entry would be overwritten");
+            // SAFETY: at the last level any such value is a leaf or invalid.
+            unsafe { self.mmu.store(slot, self.last_level_raw(pte)) }
+        }
+    }
+
     /// The bits of `pte` in a last-level table: any value there is a leaf or invalid, but for one that is valid
     /// with bit 1 clear, which is reserved.
     #[inline]

@@ -8,10 +8,11 @@ use core::ops::Range;
 
 use arch::{Mmu, PteValue, VirtAddr};
 
-use crate::contpte::{Ends, unfold_partial_ends};
+use crate::contpte::{Ends, block_of, cont_ptes, try_fold, unfold_partial_ends};
 use crate::counters::Counter;
 use crate::guard::PteGuard;
 use crate::pte::{Pte, UserProt};
+use crate::ptep::get_at;
 
 /// Gives `nr` pages from `va` on another permission, in place: whatever else was permitted, but execution by EL0, for which
 /// instruction caches come first. Blocks that are wholly covered stay folded.
@@ -40,4 +41,44 @@ pub(crate) fn change<M: Mmu>(
     if changed {
         guard.owe_flush(rest);
     }
+}
+
+/// Write-protects what is valid, and copies all that is there to the same place in another address space, where nothing is:
+/// young and dirty as it is here, folded where all of a block is copied that is, or could be.
+///
+/// *Maintenance:* in the one as [`protect`]; in the other none, but for blocks that are folded there page by page.
+pub(crate) fn share<M: Mmu>(
+    guard: &mut PteGuard<'_, '_, M>,
+    child: &mut PteGuard<'_, '_, M>,
+    indices: Range<usize>,
+) {
+    change(guard, indices.clone(), Counter::UnfoldsByWriteProtect, PteValue::wrprotect);
+    let mut folded = 0;
+    for part in parts::<M>(indices) {
+        let pte = guard.get(part.start);
+        if !pte.is_folded() {
+            child.table().fill_leaves(part.clone(), guard.table().leaves(part.clone()));
+            let last = part.end - 1;
+            try_fold(child, last, guard.get(last));
+        } else if part.len() == cont_ptes::<M>() {
+            child.table().fill_leaves(part.clone(), guard.table().leaves(part));
+            folded += 1;
+        } else {
+            // Of the block, and not of each page.
+            child.table().set_leaves(part.start, get_at(guard, part.start, pte).mknoncont(), part.len());
+        }
+    }
+    if folded != 0 {
+        child.mm().counters().add(Counter::FoldedAtOnce, folded);
+    }
+}
+
+/// The parts of a run that are in one block each: of one either all valid entries are folded, or none.
+fn parts<M: Mmu>(indices: Range<usize>) -> impl Iterator<Item = Range<usize>> {
+    let Range { mut start, end } = indices;
+    core::iter::from_fn(move || {
+        let part = start..block_of::<M>(start).end.min(end);
+        start = part.end;
+        (!part.is_empty()).then_some(part)
+    })
 }

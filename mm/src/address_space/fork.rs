@@ -1,19 +1,17 @@
 //! `fork`: a child that shares what is private until one of the two writes to it.
 
-use arch::{Mmu, VirtAddr};
+use core::ops::Range;
 
-use super::ranges::Batch;
+use arch::Mmu;
+
 use super::{AddressSpace, Map};
-use crate::Mm;
 use crate::errno::Errno;
 use crate::guard::PteGuard;
-use crate::pte::Pte;
-use crate::ptep::{set_ptes, wrprotect_ptes};
+use crate::{Mm, runs};
 
 impl<'m, M: Mmu> AddressSpace<'m, M> {
     /// A child's address space with the same mappings and contents, in `child`, in which nothing is mapped. Private memory is
-    /// shared, by batches of one folio, until one of the two writes to it; blocks stay folded in both. What is shared anyway
-    /// the child faults in.
+    /// shared until one of the two writes to it; blocks stay folded in both. What is shared anyway the child faults in.
     ///
     /// *Maintenance:* one flush for each last-level table of the parent that has private memory that it could write to.
     ///
@@ -28,40 +26,35 @@ impl<'m, M: Mmu> AddressSpace<'m, M> {
         *child.write_map() = Map { vmas, brk_start: map.brk_start, brk: map.brk };
         for vma in map.vmas.iter().filter(|vma| vma.is_private()) {
             self.for_each_table(&(vma.start..vma.end), |guard, range| {
-                let mut all = Self::indices(guard, &range);
-                let Some(_) = self.next_batch(guard, &mut all) else { return Ok(()) };
-                let start = VirtAddr::new(range.start);
+                let Some(indices) = Self::present(guard, &range) else { return Ok(()) };
+                let start = guard.va(indices.start);
                 // Nobody else knows the child: its lock comes after any of the parent's.
                 let mut of_child =
                     child.mm.lock_table(start, self.memory.tables()).map_err(|_| Errno::OutOfMemory)?;
-                self.for_each_batch(guard, range, |guard, batch| self.share(guard, &mut of_child, batch))
+                self.share(guard, &mut of_child, indices)
             })?;
         }
         Ok(child)
     }
 
-    /// Maps a batch in the child too.
+    /// Maps what is there in the child too.
     fn share(
         &self,
         parent: &mut PteGuard<'_, 'm, M>,
         child: &mut PteGuard<'_, 'm, M>,
-        batch: Batch<'m>,
+        indices: Range<usize>,
     ) -> Result<(), Errno> {
-        let Batch { va, pte, nr, folio } = batch;
-        if let Some(folio) = folio {
-            folio.add_mappings(nr as u32).map_err(|_| Errno::ENOMEM)?;
+        let mut counted = indices.clone();
+        let result = self.for_each_folio(parent, indices, |folio, pages| {
+            folio.add_mappings(pages.len() as u32).map_err(|_| {
+                counted.end = pages.start;
+                Errno::ENOMEM
+            })
+        });
+        // What is counted is mapped, so that it is given back with the child.
+        if !counted.is_empty() {
+            runs::share(parent, child, counted);
         }
-        if !pte.is_valid() {
-            Self::set_held(child, batch);
-            return Ok(());
-        }
-        if pte.is_writable() {
-            wrprotect_ptes(parent, va, nr);
-        }
-        let first = parent.index(va);
-        let dirty = pte.is_dirty() || parent.table().leaves(first..first + nr).any(Pte::is_dirty);
-        let pte = pte.wrprotect();
-        set_ptes(child, va, if dirty { pte.mkdirty() } else { pte }, nr);
-        Ok(())
+        result
     }
 }

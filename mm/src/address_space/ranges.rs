@@ -91,6 +91,15 @@ impl<'m, M: Mmu> AddressSpace<'m, M> {
         guard.indices(VirtAddr::new(range.start), ((range.end - range.start) / Self::PAGE) as usize)
     }
 
+    /// From the first to the last of these entries that is not none, if there is one.
+    pub(super) fn present(guard: &PteGuard<'_, 'm, M>, range: &Range<u64>) -> Option<Range<usize>> {
+        let all = Self::indices(guard, range);
+        let is_there = |&index: &usize| guard.get(index) != PteValue::NONE;
+        let first = all.start + guard.table().leaves(all.clone()).position(|pte| pte != PteValue::NONE)?;
+        let last = (first..all.end).rev().find(is_there)?;
+        Some(first..last + 1)
+    }
+
     /// The first batch among the entries that are left, of which it is not any more.
     #[inline]
     pub(super) fn next_batch(
@@ -183,6 +192,41 @@ impl<'m, M: Mmu> AddressSpace<'m, M> {
             }
             Ok::<(), core::convert::Infallible>(())
         });
+    }
+
+    /// Calls `act` with each folio that has some of these entries, and those that are of it: each time some of it is met. Not
+    /// with the block of zeroes.
+    pub(super) fn for_each_folio<E>(
+        &self,
+        guard: &PteGuard<'_, 'm, M>,
+        indices: Range<usize>,
+        mut act: impl FnMut(FolioRef<'m>, Range<usize>) -> Result<(), E>,
+    ) -> Result<(), E> {
+        // Of a folded block one entry tells of all.
+        let after = |index: usize, pte: PteValue| {
+            let end = if pte.is_folded() { contpte::block_of::<M>(index).end } else { index + 1 };
+            end.min(indices.end)
+        };
+        let mut next = indices.start;
+        while next < indices.end {
+            let (start, pte) = (next, guard.get(next));
+            next = after(start, pte);
+            if pte == PteValue::NONE {
+                continue;
+            }
+            let folio = self.folio(pte);
+            while next < indices.end && folio.frames() > 1 {
+                let pte = guard.get(next);
+                if pte == PteValue::NONE || !folio.contains(pte.pa().pfn(M::GRANULE)) {
+                    break;
+                }
+                next = after(next, pte);
+            }
+            if folio.head() != self.memory.zero().head() {
+                act(folio, start..next)?;
+            }
+        }
+        Ok(())
     }
 
     /// Holds the entries of a batch that is cleared.
