@@ -3,12 +3,15 @@
 use core::ops::Range;
 
 use arch::granule::LAST_LEVEL;
-use arch::{Mmu, PteValue, Table, VirtAddr};
+use arch::{Mmu, Pfn, PteValue, Table, VirtAddr};
 use arrayvec::ArrayVec;
 
 use crate::Mm;
+use crate::contpte::{Ends, block_of, unfold_partial_ends};
+use crate::counters::Counter;
 use crate::frame::{Folio, FolioRef, FrameMap};
 use crate::mm_struct::Kind;
+use crate::pte::{Gathered, Pte};
 use crate::tlb;
 
 /// What waits for a flush before it is given back; a further one flushes first.
@@ -19,8 +22,11 @@ enum Freed<'m> {
     Mappings(FolioRef<'m>, u32),
 }
 
-/// How many folios may wait in a [`Gather`].
+/// How many runs of frames may wait in a [`Gather`].
 const BATCH: usize = 32;
+
+/// How many more there is room for, so that pages which need not be cleared together mostly are.
+const ROOM: usize = 16;
 
 /// Ranges of pages that wait for a flush apart from each other; a further one flushes first.
 const RANGES: usize = 4;
@@ -258,39 +264,116 @@ impl<'a, 'm, M: Mmu> PteGuard<'a, 'm, M> {
     }
 }
 
-/// Folios that are unmapped under one guard, of which many wait for one flush: their mappings are counted less after it, when
-/// there is no more room or this is dropped.
+/// Frames that follow one another, of which so many mappings wait for a flush.
+struct Unmapped {
+    first: Pfn,
+    nr: u32,
+    /// They were written to by these mappings.
+    dirty: bool,
+}
+
+/// Pages that are unmapped under one guard, of which many wait for one flush: the mappings of their folios are counted less
+/// after it, when there is no more room or this is dropped. Of the folio `uncounted` there are none to be counted.
 pub(crate) struct Gather<'g, 'a, 'm, M: Mmu> {
     /// Of the table in which they were mapped.
     pub(crate) guard: &'g mut PteGuard<'a, 'm, M>,
-    freed: ArrayVec<(FolioRef<'m>, u32), BATCH>,
+    uncounted: FolioRef<'m>,
+    freed: ArrayVec<Unmapped, { BATCH + ROOM }>,
 }
 
 impl<'g, 'a, 'm, M: Mmu> Gather<'g, 'a, 'm, M> {
-    pub(crate) fn new(guard: &'g mut PteGuard<'a, 'm, M>) -> Self {
-        Self { guard, freed: ArrayVec::new() }
+    pub(crate) fn new(guard: &'g mut PteGuard<'a, 'm, M>, uncounted: FolioRef<'m>) -> Self {
+        Self { guard, uncounted, freed: ArrayVec::new() }
     }
 
-    /// Counts `nr` mappings of a folio less after the next flush, and frees it with the last.
+    /// Counts `nr` mappings less after the next flush: those of the frame of `pte`, which was cleared, and of the frames that
+    /// follow it. The last of a folio frees it. If `pte` is dirty they count as written.
     #[inline]
-    pub(crate) fn unmap_after_flush(&mut self, folio: FolioRef<'m>, nr: u32) {
-        if let Some((last, count)) = self.freed.last_mut()
-            && last.head() == folio.head()
-        {
-            *count += nr;
-            return;
-        }
+    pub(crate) fn unmap_after_flush(&mut self, pte: PteValue, nr: u32) {
         if self.freed.is_full() {
             self.give_back();
         }
-        self.freed.push((folio, nr));
+        Self::push(&mut self.freed, pte, nr);
+    }
+
+    #[inline(always)]
+    fn push(freed: &mut ArrayVec<Unmapped, { BATCH + ROOM }>, pte: PteValue, nr: u32) {
+        let (first, dirty) = (pte.pa().pfn(M::GRANULE), pte.is_dirty());
+        if let Some(last) = freed.last_mut()
+            && last.first.get() + u64::from(last.nr) == first.get()
+            && last.dirty == dirty
+        {
+            last.nr += nr;
+            return;
+        }
+        freed.push(Unmapped { first, nr, dirty });
+    }
+
+    /// Clears all entries of these, valid or not, and counts the mappings less after the next flush.
+    ///
+    /// *Maintenance:* as [`get_and_clear_ptes`](crate::ptep::get_and_clear_ptes).
+    pub(crate) fn clear(&mut self, indices: Range<usize>) {
+        let Ends { first, rest, last } =
+            unfold_partial_ends(self.guard, &indices, Counter::UnfoldsByClear, |_| PteValue::NONE);
+        for (pte, part) in [(first, indices.start..rest.start), (last, rest.end..indices.end)] {
+            if let Some(pte) = pte {
+                self.unmap_after_flush(pte, part.len() as u32);
+            }
+        }
+        let mut cleared = 0;
+        let mut at = rest.start;
+        while at < rest.end {
+            if self.freed.remaining_capacity() < ROOM {
+                self.give_back();
+            }
+            let mut part = at..block_of::<M>(at).end.min(rest.end);
+            let mut any = false;
+            let pte = self.guard.get(at);
+            if pte.is_folded() {
+                // All of it, before anything is flushed.
+                let mut all = Gathered::default();
+                self.guard.table().clear_leaves(part.clone(), |pte| all.add(pte));
+                Self::push(&mut self.freed, all.merged_into(pte), part.len() as u32);
+                cleared += 1;
+                any = true;
+            } else {
+                part.end = part.end.min(at + self.freed.remaining_capacity());
+                let freed = &mut self.freed;
+                self.guard.table().clear_leaves(part.clone(), |pte| {
+                    if pte != PteValue::NONE {
+                        any |= pte.is_valid();
+                        Self::push(freed, pte, 1);
+                    }
+                });
+            }
+            at = part.end;
+            if any {
+                self.guard.owe_flush(part);
+            }
+        }
+        if cleared != 0 {
+            self.guard.mm.counters().add(Counter::ClearedFolded, cleared);
+        }
     }
 
     #[inline(never)]
     fn give_back(&mut self) {
         self.guard.flush_pending();
         let frames = self.guard.frames().expect("only a user's mappings are counted");
-        self.freed.drain(..).for_each(|(folio, nr)| frames.sub_mappings(folio, nr));
+        for Unmapped { mut first, mut nr, dirty } in self.freed.drain(..) {
+            while nr > 0 {
+                let folio = frames.folio(first).expect("what is mapped here has a folio");
+                let here = ((folio.frames() - (first.get() - folio.head().get())) as u32).min(nr);
+                if folio.head() != self.uncounted.head() {
+                    if dirty {
+                        // Their dirty state went with the entries.
+                        folio.mark_written();
+                    }
+                    frames.sub_mappings(folio, here);
+                }
+                (first, nr) = (first.add(here.into()), nr - here);
+            }
+        }
     }
 }
 

@@ -243,7 +243,9 @@ impl<'m, M: Mmu> AddressSpace<'m, M> {
     /// Unmaps those pages of a batch that are old and clean. Clean is only what was advised so, here or by who was copied.
     fn reclaim_batch(&self, gather: &mut Gather<'_, '_, 'm, M>, batch: Batch<'m>) -> u64 {
         let guard = &mut *gather.guard;
-        let Some(folio) = batch.folio else { return 0 };
+        if batch.folio.is_none() {
+            return 0;
+        }
         let at = |i: usize| VirtAddr::new(batch.va.get() + i as u64 * Self::PAGE);
         let (mut i, mut reclaimed) = (0, 0);
         while i < batch.nr {
@@ -261,7 +263,7 @@ impl<'m, M: Mmu> AddressSpace<'m, M> {
             i += nr;
         }
         if reclaimed > 0 {
-            gather.unmap_after_flush(folio, reclaimed as u32);
+            gather.unmap_after_flush(batch.pte.mkclean(), reclaimed as u32);
         }
         reclaimed as u64
     }

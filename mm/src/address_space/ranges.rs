@@ -10,7 +10,7 @@ use crate::contpte;
 use crate::frame::FolioRef;
 use crate::guard::{Gather, PteGuard};
 use crate::pte::{Pte, UserProt};
-use crate::ptep::{get_and_clear_ptes, get_at, run, set_ptes};
+use crate::ptep::{get_at, run, set_ptes};
 
 /// Pages that follow one another in one folio, with the same permission.
 #[derive(Clone, Copy)]
@@ -170,7 +170,7 @@ impl<'m, M: Mmu> AddressSpace<'m, M> {
         mut act: impl FnMut(&mut Gather<'_, '_, 'm, M>, Batch<'m>) -> Result<(), E>,
     ) -> Result<(), E> {
         self.for_each_table(range, |guard, range| {
-            let mut gather = Gather::new(guard);
+            let mut gather = Gather::new(guard, **self.memory.zero());
             let mut left = Self::indices(gather.guard, &range);
             while let Some(batch) = self.next_batch(gather.guard, &mut left) {
                 act(&mut gather, batch)?;
@@ -179,16 +179,11 @@ impl<'m, M: Mmu> AddressSpace<'m, M> {
         })
     }
 
-    /// Unmaps all pages of a range, one flush for each table that has some.
+    /// Unmaps all pages of a range, one flush for each table that has some, or a few.
     pub(super) fn zap(&self, range: &Range<u64>) {
-        let Ok(()) = self.for_each_batch_gathered(range, |gather, batch| {
-            let pte = get_and_clear_ptes(gather.guard, batch.va, batch.nr);
-            if let Some(folio) = batch.folio {
-                if pte.is_dirty() {
-                    // Its dirty state goes with the entry.
-                    folio.mark_written();
-                }
-                gather.unmap_after_flush(folio, batch.nr as u32);
+        let Ok(()) = self.for_each_table(range, |guard, range| {
+            if let Some(indices) = Self::present(guard, &range) {
+                Gather::new(guard, **self.memory.zero()).clear(indices);
             }
             Ok::<(), core::convert::Infallible>(())
         });
