@@ -11,7 +11,7 @@ use arch::{Mmu, PteValue, VirtAddr};
 use crate::contpte::{Ends, block_of, cont_ptes, try_fold, unfold_partial_ends};
 use crate::counters::Counter;
 use crate::guard::PteGuard;
-use crate::pte::{Pte, UserProt};
+use crate::pte::{Gathered, Pte, UserProt};
 use crate::ptep::get_at;
 
 /// Gives `nr` pages from `va` on another permission, in place: whatever else was permitted, but execution by EL0, for which
@@ -70,6 +70,61 @@ pub(crate) fn share<M: Mmu>(
     }
     if folded != 0 {
         child.mm().counters().add(Counter::FoldedAtOnce, folded);
+    }
+}
+
+/// Moves what is there of entries to where nothing is: in the table of the same guard, or of another one. Blocks that are folded
+/// and as congruent there are so at once; others are for a [refold](crate::contpte::refold).
+///
+/// *Maintenance:* an unfold of a partly covered block at either end flushes that block. Owed for the other pages.
+pub(crate) fn relocate<'a, 'm, M: Mmu>(
+    guard: &mut PteGuard<'a, 'm, M>,
+    other: Option<&mut PteGuard<'a, 'm, M>>,
+    indices: Range<usize>,
+    to: usize,
+) {
+    let Ends { first, rest, last } =
+        unfold_partial_ends(guard, &indices, Counter::UnfoldsByClear, |_| PteValue::NONE);
+    let target = |index: usize| index - indices.start + to;
+    let there = other.unwrap_or(guard);
+    there.before_valid(&(to..target(indices.end)));
+    let destination = there.table();
+    for (pte, part) in [(first, indices.start..rest.start), (last, rest.end..indices.end)] {
+        if let Some(pte) = pte {
+            destination.set_leaves(target(part.start), pte, part.len());
+        }
+    }
+    let congruent = indices.start % cont_ptes::<M>() == to % cont_ptes::<M>();
+    let (mut any, mut cleared, mut folded) = (false, 0, 0);
+    for part in parts::<M>(rest.clone()) {
+        let pte = guard.get(part.start);
+        if pte.is_folded() {
+            let mut all = Gathered::default();
+            guard.table().clear_leaves(part.clone(), |pte| all.add(pte));
+            let pte = all.merged_into(pte);
+            destination.set_leaves(
+                target(part.start),
+                if congruent { pte } else { pte.mknoncont() },
+                part.len(),
+            );
+            any = true;
+            cleared += 1;
+            folded += u64::from(congruent);
+        } else {
+            let mut to = target(part.start);
+            guard.table().clear_leaves(part, |pte| {
+                any |= pte.is_valid();
+                destination.set_leaf(to, pte);
+                to += 1;
+            });
+        }
+    }
+    if cleared != 0 {
+        guard.mm().counters().add(Counter::ClearedFolded, cleared);
+        guard.mm().counters().add(Counter::FoldedAtOnce, folded);
+    }
+    if any {
+        guard.owe_flush(rest);
     }
 }
 

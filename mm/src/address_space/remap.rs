@@ -5,11 +5,10 @@ use core::ops::Range;
 use arch::granule::LAST_LEVEL;
 use arch::{Mmu, VirtAddr};
 
-use super::ranges::Batch;
 use super::{AddressSpace, Map, TASK_SIZE};
 use crate::errno::Errno;
 use crate::mman::*;
-use crate::ptep::{get_and_clear_ptes, set_ptes};
+use crate::runs;
 use crate::vma::{Backing, Vma};
 
 /// A move: of `len` bytes, to where there is room for `new_len`.
@@ -262,18 +261,10 @@ impl<'m, M: Mmu> AddressSpace<'m, M> {
             let (from, to) = (VirtAddr::new(start), VirtAddr::new(target));
             let mut pair =
                 self.mm.lock_two_tables(from, to, self.memory.tables()).expect("tables that were made");
-            let (source, mut destination) = pair.both();
-            let mut left = Self::indices(source, &range);
-            while let Some(batch) = self.next_batch(source, &mut left) {
-                let pte = get_and_clear_ptes(source, batch.va, batch.nr);
-                let va = VirtAddr::new(batch.va.get() - what.from + what.to);
-                let guard = destination.as_deref_mut().unwrap_or(source);
-                if pte.is_valid() {
-                    set_ptes(guard, va, pte, batch.nr);
-                } else {
-                    Self::set_held(guard, Batch { va, pte, ..batch });
-                }
-            }
+            let (source, destination) = pair.both();
+            let indices = Self::indices(source, &range);
+            let to = destination.as_deref().unwrap_or(source).index(to);
+            runs::relocate(source, destination, indices, to);
             at = range.end;
         }
     }
