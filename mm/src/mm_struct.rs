@@ -2,6 +2,7 @@
 
 use core::ops::Range;
 
+use arch::granule::LAST_LEVEL;
 use arch::mmu::Entry;
 #[cfg(feature = "efi")]
 use arch::tlbi::Asid;
@@ -197,7 +198,7 @@ impl<'m, M: Mmu> Mm<'m, M> {
 
     /// The last-level table that translates `va`, made where it is missing, with those above it.
     fn make_table(&self, va: VirtAddr, tables: &dyn TableAlloc) -> Result<Table<'_, M>, OutOfTables> {
-        self.make_table_of_level(va, arch::granule::LAST_LEVEL, tables)
+        self.make_table_of_level(va, LAST_LEVEL, tables)
     }
 
     /// Makes the tables that lead to the last-level table that translates `va`, which is not made.
@@ -205,7 +206,7 @@ impl<'m, M: Mmu> Mm<'m, M> {
     /// # Errors
     /// [`OutOfTables`]
     pub(crate) fn make_tables_above(&self, va: VirtAddr, tables: &dyn TableAlloc) -> Result<(), OutOfTables> {
-        self.make_table_of_level(va, arch::granule::LAST_LEVEL - 1, tables).map(|_| ())
+        self.make_table_of_level(va, LAST_LEVEL - 1, tables).map(|_| ())
     }
 
     fn make_table_of_level(
@@ -262,7 +263,7 @@ impl<'m, M: Mmu> Mm<'m, M> {
     /// The last-level table that translates `va`, if there is one.
     #[inline]
     pub(crate) fn last_level_table(&self, va: VirtAddr) -> Option<Table<'_, M>> {
-        self.table_of_level(va, arch::granule::LAST_LEVEL)
+        self.table_of_level(va, LAST_LEVEL)
     }
 
     /// The table of a level that translates `va`, if there is one.
@@ -293,7 +294,7 @@ impl<'m, M: Mmu> Mm<'m, M> {
             let start = base + index as u64 * size;
             if let Entry::Table(child) = table.entry(index) {
                 let va = va.max(start);
-                if child.level() == arch::granule::LAST_LEVEL {
+                if child.level() == LAST_LEVEL {
                     return Some(va);
                 }
                 let found = self.next_table_below(Table::new(&self.mmu, child), start, va, end);
@@ -348,7 +349,7 @@ impl<'m, M: Mmu> Mm<'m, M> {
         while let Some(index) = table.next_used(indices.clone()) {
             let va = base + index as u64 * size;
             if let Entry::Table(child) = table.entry(index) {
-                if child.level() != arch::granule::LAST_LEVEL {
+                if child.level() != LAST_LEVEL {
                     self.free_tables_below(Table::new(&self.mmu, child), va, range, tables, needed);
                 }
                 let span = va..va + size;
@@ -380,41 +381,51 @@ impl<'m, M: Mmu> Mm<'m, M> {
     /// # Panics
     /// Where one can't be moved: there is a table where it goes, or none above it.
     pub(crate) fn move_tables(&self, range: &Range<u64>, to: u64) {
-        let mut unlinked = ArrayVec::<(TableFrame, u64), TABLE_BATCH>::new();
+        let size = M::GRANULE.level_size(LAST_LEVEL - 1);
+        let mut unlinked = ArrayVec::new();
         let mut at = range.start;
-        loop {
-            let next = self.next_table(at, range.end);
-            if next.is_none() || unlinked.is_full() {
-                tlb::flush_moved_tables(self, unlinked.iter().map(|(_, va)| VirtAddr::new(*va)));
-                unlinked.drain(..).for_each(|(table, va)| self.link(table, va - range.start + to));
-                self.mmu.publish();
+        while let Some(va) = self.next_table(at, range.end) {
+            let (above, index) = self.above(va).expect("a table that was found");
+            let base = va - index as u64 * size;
+            let mut indices = Self::indices(above, base, va, range.end);
+            while let Some(index) = above.next_used(indices.clone()) {
+                let va = base + index as u64 * size;
+                let Entry::Table(table) = above.entry(index) else { panic!("a block maps {va:#x}") };
+                if unlinked.is_full() {
+                    self.link_moved(&mut unlinked, range.start, to);
+                }
+                above.set_leaf(index, PteValue::NONE);
+                unlinked.push((table, va));
+                indices.start = index + 1;
             }
-            let Some(va) = next else { return };
-            unlinked.push((self.unlink(va), va));
-            at = va + M::GRANULE.level_size(arch::granule::LAST_LEVEL - 1);
+            at = base + M::GRANULE.level_size(LAST_LEVEL - 2);
         }
+        self.link_moved(&mut unlinked, range.start, to);
     }
 
-    /// Takes a last-level table out of the one above it, which leads to it as what translates `va`.
-    fn unlink(&self, va: u64) -> TableFrame {
-        let (above, index) = self.above(va).expect("a table that was found");
-        let Entry::Table(table) = above.entry(index) else { panic!("no table translates {va:#x}") };
-        above.set_leaf(index, PteValue::NONE);
-        table
-    }
-
-    /// Lets a last-level table translate what is at `va`.
-    fn link(&self, table: TableFrame, va: u64) {
-        let Some((above, index)) = self.above(va) else {
-            panic!("there are no tables above that of {va:#x}")
-        };
-        assert!(matches!(above.entry(index), Entry::Invalid), "there is a table for {va:#x}");
-        above.set_table(index, table);
+    /// Lets last-level tables that nothing leads to any more, each with the first address that it translated, translate what is
+    /// as far from `to` as that is from `from`.
+    fn link_moved(&self, unlinked: &mut ArrayVec<(TableFrame, u64), TABLE_BATCH>, from: u64, to: u64) {
+        tlb::flush_moved_tables(self, unlinked.iter().map(|(_, va)| VirtAddr::new(*va)));
+        let span = |va: u64| va / M::GRANULE.level_size(LAST_LEVEL - 2);
+        let mut found: Option<(Table<'_, M>, u64)> = None;
+        for (table, va) in unlinked.drain(..) {
+            let va = va - from + to;
+            let above = match found {
+                Some((above, of)) if of == span(va) => above,
+                _ => self.above(va).unwrap_or_else(|| panic!("there are no tables above that of {va:#x}")).0,
+            };
+            found = Some((above, span(va)));
+            let index = M::GRANULE.index(va, LAST_LEVEL - 1);
+            assert!(matches!(above.entry(index), Entry::Invalid), "there is a table for {va:#x}");
+            above.set_table(index, table);
+        }
+        self.mmu.publish();
     }
 
     /// The table that leads to the last-level table of an address, and which of its entries does.
     fn above(&self, va: u64) -> Option<(Table<'_, M>, usize)> {
-        let level = arch::granule::LAST_LEVEL - 1;
+        let level = LAST_LEVEL - 1;
         Some((self.table_of_level(VirtAddr::new(va), level)?, M::GRANULE.index(va, level)))
     }
 

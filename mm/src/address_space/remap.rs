@@ -196,8 +196,11 @@ impl<'m, M: Mmu> AddressSpace<'m, M> {
         while let Some(start) = self.mm.next_table(at, end) {
             at = ((start | (Self::TABLE - 1)) + 1).min(end);
             if whole.contains(&start) {
-                let va = VirtAddr::new(start - what.from + what.to);
-                self.mm.make_tables_above(va, tables).map_err(|_| Errno::OutOfMemory)?;
+                let target = start - what.from + what.to;
+                self.mm.make_tables_above(VirtAddr::new(target), tables).map_err(|_| Errno::OutOfMemory)?;
+                // The same ones lead to all that follows, up to here.
+                let span = M::GRANULE.level_size(LAST_LEVEL - 2);
+                at = (start + (span - target % span)).min(whole.end);
                 continue;
             }
             for va in [start, at - 1] {

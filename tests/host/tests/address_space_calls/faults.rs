@@ -16,6 +16,7 @@ on_all!(what_is_young_goes_last);
 on_all!(an_idle_pass_leaves_what_may_be_lost);
 on_all!(what_moves_keeps_its_blocks_where_it_can);
 on_all!(whole_tables_move_as_they_are);
+on_all!(tables_move_over_the_borders_of_those_above);
 on_all!(tables_go_with_what_they_translate);
 on_all!(the_heap_grows_and_shrinks);
 on_all!(what_is_in_memory_is_told);
@@ -417,6 +418,31 @@ mod inner {
         space.read(to, &mut bytes[1..]).unwrap();
         assert_eq!(bytes, [0, 3]);
         world.expect_sound();
+    }
+
+    /// Some of six tables that two above lead to, before the move and after it: not the same two parts.
+    pub(super) fn tables_move_over_the_borders_of_those_above<G: GranuleType + Sync>(
+        world: &mut World<'_, G>,
+    ) {
+        world.switch(0, Some(0));
+        let (table, above) = (G::GRANULE.level_size(2), G::GRANULE.level_size(1));
+        let (size, flags) = (6 * table, MREMAP_MAYMOVE | MREMAP_FIXED);
+        let (from, to) = (2 * above - 2 * table, (1 << 46) + above - 3 * table);
+        let none = world.board.live_tables();
+        for used in [[0, 2, 3, 5].as_slice(), &[4, 5], &[1, 2], &[2]] {
+            let space = &world.processes[0].space;
+            assert_eq!(space.mmap(from, size, RW, PRIVATE | MAP_FIXED, None), Ok(from));
+            used.iter().for_each(|&i| space.write(from + i * table, &[1 + i as u8]).unwrap());
+            assert_eq!(space.mremap(from, size, size, flags, to), Ok(to));
+            for &i in used {
+                let mut byte = [0];
+                space.read(to + i * table, &mut byte).unwrap();
+                assert_eq!(byte, [1 + i as u8], "table {i} of {used:?}");
+            }
+            world.expect_sound();
+            assert_eq!(space.munmap(to, size), Ok(()));
+            assert_eq!(world.board.live_tables(), none, "tables are left of {used:?}");
+        }
     }
 
     pub(super) fn tables_go_with_what_they_translate<G: GranuleType + Sync>(world: &mut World<'_, G>) {
