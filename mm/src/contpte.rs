@@ -126,7 +126,7 @@ pub(crate) struct Ends {
 
 /// Unfolds the blocks at either end of `indices` that are not wholly inside, with `change` made to the entries that are,
 /// unless it changes nothing in them.
-#[inline]
+#[inline(always)]
 pub(crate) fn unfold_partial_ends<M: Mmu>(
     guard: &mut PteGuard<'_, '_, M>,
     indices: &Range<usize>,

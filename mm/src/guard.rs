@@ -364,7 +364,7 @@ impl<'g, 'a, 'm, M: Mmu> Gather<'g, 'a, 'm, M> {
             while nr > 0 {
                 let folio = frames.folio(first).expect("what is mapped here has a folio");
                 let here = ((folio.frames() - (first.get() - folio.head().get())) as u32).min(nr);
-                if folio.head() != self.uncounted.head() {
+                if !folio.is(&self.uncounted) {
                     if dirty {
                         // Their dirty state went with the entries.
                         folio.mark_written();

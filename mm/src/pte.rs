@@ -160,6 +160,15 @@ impl Gathered {
     }
 }
 
+/// The entry, dirty by the software bit too: the hardware state, DBM without `RDONLY`, goes with the permission. Without a branch,
+/// since it is done for every page.
+#[inline(always)]
+fn keeping_dirty(pte: PteValue) -> PteValue {
+    const TO_DIRTY: u32 = PteFlags::DIRTY.bits().ilog2() - PteFlags::DBM.bits().ilog2();
+    let written = pte.raw() & !(pte.raw() << RDONLY_TO_DBM) & PteFlags::DBM.bits();
+    pte.with(PteFlags::from_bits_retain(written << TO_DIRTY))
+}
+
 impl Pte for PteValue {
     fn new_user(pa: PhysAddr, prot: UserProt) -> Self {
         let flags = prot.flags() | PteFlags::AF | PteFlags::NG | PteFlags::INNER_SHAREABLE;
@@ -204,14 +213,9 @@ impl Pte for PteValue {
         self.without(PteFlags::DIRTY).with(PteFlags::RDONLY)
     }
 
-    #[inline]
+    #[inline(always)]
     fn wrprotect(self) -> Self {
-        // The hardware state goes with the permission, so software keeps it first: DBM without `RDONLY`. Without a branch,
-        // since it is done for every page.
-        const TO_DIRTY: u32 = PteFlags::DIRTY.bits().ilog2() - PteFlags::DBM.bits().ilog2();
-        let written = self.raw() & !(self.raw() << RDONLY_TO_DBM) & PteFlags::DBM.bits();
-        let kept = self.with(PteFlags::from_bits_retain(written << TO_DIRTY));
-        kept.without(PteFlags::DBM).with(PteFlags::RDONLY)
+        keeping_dirty(self).without(PteFlags::DBM).with(PteFlags::RDONLY)
     }
 
     fn mkwrite(self) -> Self {
@@ -220,10 +224,15 @@ impl Pte for PteValue {
         if self.is_dirty() { writable.without(PteFlags::RDONLY) } else { writable }
     }
 
+    #[inline(always)]
     fn with_prot(self, prot: UserProt) -> Self {
-        let kept = if self.is_dirty() { self.with(PteFlags::DIRTY) } else { self };
-        let changed = kept.without(PROT).with(prot.flags());
-        if changed.is_dirty() { changed.mkdirty() } else { changed }
+        let changed = keeping_dirty(self).without(PROT).with(prot.flags());
+        // Hardware state says so too.
+        if prot.writable() && changed.flags().contains(PteFlags::DIRTY) {
+            changed.without(PteFlags::RDONLY)
+        } else {
+            changed
+        }
     }
 
     fn mknoncont(self) -> Self {

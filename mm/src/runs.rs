@@ -6,22 +6,27 @@
 
 use core::ops::Range;
 
-use arch::{Mmu, PteValue, VirtAddr};
+use arch::{Mmu, PteValue};
 
 use crate::contpte::{Ends, block_of, cont_ptes, try_fold, unfold_partial_ends};
 use crate::counters::Counter;
 use crate::guard::PteGuard;
 use crate::pte::{Gathered, Pte, UserProt};
-use crate::ptep::get_at;
+use crate::ptep::{get_at, wrprotect_ptes};
 
-/// Gives `nr` pages from `va` on another permission, in place: whatever else was permitted, but execution by EL0, for which
-/// instruction caches come first. Blocks that are wholly covered stay folded.
+/// Gives what is valid another permission, in place: that which `prot` has for an entry, whatever else was permitted, but
+/// execution by EL0, for which instruction caches come first. Blocks that are wholly covered stay folded; `prot` is the same for
+/// all entries of one.
 ///
 /// *Maintenance:* an unfold of a partly covered block at either end flushes that block. Owed for the other pages, if any
 /// entry changed: until then accesses may be permitted as before.
-pub(crate) fn protect<M: Mmu>(guard: &mut PteGuard<'_, '_, M>, va: VirtAddr, nr: usize, prot: UserProt) {
-    let indices = guard.indices(va, nr);
-    change(guard, indices, Counter::UnfoldsByWriteProtect, |pte| pte.with_prot(prot));
+#[inline]
+pub(crate) fn protect<M: Mmu>(
+    guard: &mut PteGuard<'_, '_, M>,
+    indices: Range<usize>,
+    prot: impl Fn(PteValue) -> UserProt,
+) {
+    change(guard, indices, Counter::UnfoldsByWriteProtect, |pte| pte.with_prot(prot(pte)));
 }
 
 /// Changes valid entries in place, in nothing that needs break-before-make. Partly covered blocks at either end are unfolded, for
@@ -52,7 +57,8 @@ pub(crate) fn share<M: Mmu>(
     child: &mut PteGuard<'_, '_, M>,
     indices: Range<usize>,
 ) {
-    change(guard, indices.clone(), Counter::UnfoldsByWriteProtect, PteValue::wrprotect);
+    let va = guard.va(indices.start);
+    wrprotect_ptes(guard, va, indices.len());
     let mut folded = 0;
     for part in parts::<M>(indices) {
         let pte = guard.get(part.start);
@@ -73,8 +79,9 @@ pub(crate) fn share<M: Mmu>(
     }
 }
 
-/// Moves what is there of entries to where nothing is: in the table of the same guard, or of another one. Blocks that are folded
-/// and as congruent there are so at once; others are for a [refold](crate::contpte::refold).
+/// Moves what is there of entries to where nothing is, nor was since its lock was taken: in the table of the same guard, or of
+/// another one. Blocks that are folded and as congruent there are so at once; others are for a
+/// [refold](crate::contpte::refold).
 ///
 /// *Maintenance:* an unfold of a partly covered block at either end flushes that block. Owed for the other pages.
 pub(crate) fn relocate<'a, 'm, M: Mmu>(
@@ -86,9 +93,7 @@ pub(crate) fn relocate<'a, 'm, M: Mmu>(
     let Ends { first, rest, last } =
         unfold_partial_ends(guard, &indices, Counter::UnfoldsByClear, |_| PteValue::NONE);
     let target = |index: usize| index - indices.start + to;
-    let there = other.unwrap_or(guard);
-    there.before_valid(&(to..target(indices.end)));
-    let destination = there.table();
+    let destination = other.map_or(guard.table(), |other| other.table());
     for (pte, part) in [(first, indices.start..rest.start), (last, rest.end..indices.end)] {
         if let Some(pte) = pte {
             destination.set_leaves(target(part.start), pte, part.len());

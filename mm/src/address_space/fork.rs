@@ -45,7 +45,8 @@ impl<'m, M: Mmu> AddressSpace<'m, M> {
         indices: Range<usize>,
     ) -> Result<(), Errno> {
         let mut counted = indices.clone();
-        let result = self.for_each_folio(parent, indices, |folio, pages| {
+        let result = self.for_each_folio(parent, indices, |_, folio, pages| {
+            let Some(folio) = folio else { return Ok(()) };
             folio.add_mappings(pages.len() as u32).map_err(|_| {
                 counted.end = pages.start;
                 Errno::ENOMEM

@@ -3,7 +3,7 @@
 use core::convert::Infallible;
 use core::ops::Range;
 
-use arch::{Mmu, VirtAddr};
+use arch::Mmu;
 
 use super::AddressSpace;
 use super::ranges::{Batch, released};
@@ -82,50 +82,61 @@ impl<'m, M: Mmu> AddressSpace<'m, M> {
     fn change_protection(&self, range: &Range<u64>, private: bool, old: Prot, new: Prot) {
         let in_place =
             !old.is_empty() && !new.is_empty() && (old.contains(Prot::EXEC) || !new.contains(Prot::EXEC));
-        let Ok(()) = self.for_each_table(range, |guard, range| match new.of_entry(true) {
-            Some(prot) if in_place && !(private && new.contains(Prot::WRITE)) => {
-                protect_all(guard, range, prot);
-                Ok::<(), Infallible>(())
-            }
-            _ if in_place => self.permit_writing(guard, range, new),
-            _ => self.for_each_batch(guard, range, |guard, batch| {
-                Self::protect_batch(guard, batch, private, new);
-                Ok(())
-            }),
-        });
+        let Ok(()) =
+            self.for_each_table(range, |guard, range| match (new.of_entry(true), new.of_entry(false)) {
+                (Some(writable), Some(other)) if in_place && private && writable != other => {
+                    self.permit_writing(guard, &range, writable, other)
+                }
+                (Some(prot), _) if in_place => {
+                    let all = Self::indices(guard, &range);
+                    runs::protect(guard, all, move |_| prot);
+                    Ok(())
+                }
+                _ => self.for_each_batch(guard, range, |guard, batch| {
+                    Self::protect_batch(guard, batch, private, new);
+                    Ok::<(), Infallible>(())
+                }),
+            });
     }
 
-    /// Permits to write to what may be accessed in a range of private memory, where it is nobody else's.
+    /// Gives what may be accessed in a range of private memory a permission that includes writing, where it is nobody else's;
+    /// else the other one, but for what may be written to already.
     fn permit_writing(
         &self,
         guard: &mut PteGuard<'_, 'm, M>,
-        range: Range<u64>,
-        prot: Prot,
+        range: &Range<u64>,
+        writable: UserProt,
+        other: UserProt,
     ) -> Result<(), Infallible> {
-        // Neighbours that are alike in that change together, whatever lies between them.
-        let change = |guard: &mut PteGuard<'_, 'm, M>, run: Range<u64>, writable| {
-            if let Some(prot) = prot.of_entry(writable)
-                && !run.is_empty()
-            {
-                protect_all(guard, run, prot);
+        let change = |guard: &mut PteGuard<'_, 'm, M>, run: Range<usize>, own: bool| {
+            if run.is_empty() {
+            } else if own {
+                runs::protect(guard, run, move |_| writable);
+            } else {
+                runs::protect(guard, run, move |pte| if pte.is_writable() { writable } else { other });
             }
         };
-        let (mut start, mut writable) = (range.start, false);
-        self.for_each_batch(guard, range.clone(), |guard, batch| {
-            let may_be = Self::may_be_writable(guard, &batch);
-            if may_be != writable {
-                change(guard, start..batch.va.get(), writable);
-                (start, writable) = (batch.va.get(), may_be);
+        // Neighbours that are alike in that change together, whatever lies between them.
+        let all = Self::indices(guard, range);
+        let (mut start, mut own) = (all.start, false);
+        self.for_each_folio(guard, all.clone(), |guard, folio, pages| {
+            let (va, pte) = (guard.va(pages.start), guard.get(pages.start));
+            let is_own = folio.is_some_and(|folio| Self::is_exclusive(guard, va, pte, &folio));
+            if is_own != own {
+                change(guard, start..pages.start, own);
+                (start, own) = (pages.start, is_own);
             }
             Ok::<(), Infallible>(())
         })?;
-        change(guard, start..range.end, writable);
+        change(guard, start..all.end, own);
         Ok(())
     }
 
     fn protect_batch(guard: &mut PteGuard<'_, 'm, M>, batch: Batch<'m>, private: bool, prot: Prot) {
         let Batch { va, pte, nr, .. } = batch;
-        let writable = prot.contains(Prot::WRITE) && (!private || Self::may_be_writable(guard, &batch));
+        // All pages of the batch are alike in that: what is writable is nobody else's.
+        let writable = prot.contains(Prot::WRITE)
+            && (!private || pte.is_valid() && pte.is_writable() || Self::is_own(guard, &batch));
         let Some(new) = prot.of_entry(writable) else {
             if pte.is_valid() {
                 let pte = get_and_clear_ptes(guard, va, nr);
@@ -142,16 +153,8 @@ impl<'m, M: Mmu> AddressSpace<'m, M> {
         }
     }
 
-    /// Whether a batch of private memory that may be written to may be so by its entries. All its pages are alike in that: what is
-    /// writable is nobody else's, and so is a folio that is this address space's alone, and mapped here alone.
-    fn may_be_writable(guard: &PteGuard<'_, 'm, M>, batch: &Batch<'m>) -> bool {
-        let own = |folio| Self::is_exclusive(guard, batch.va, batch.pte, &folio);
-        batch.pte.is_valid() && batch.pte.is_writable() || batch.folio.is_some_and(own)
+    /// Whether the folio of a batch is this address space's alone, and mapped here alone.
+    fn is_own(guard: &PteGuard<'_, 'm, M>, batch: &Batch<'m>) -> bool {
+        batch.folio.is_some_and(|folio| Self::is_exclusive(guard, batch.va, batch.pte, &folio))
     }
-}
-
-/// Gives all that may be accessed in a range, which the guard's table translates, this permission.
-fn protect_all<M: Mmu>(guard: &mut PteGuard<'_, '_, M>, range: Range<u64>, prot: UserProt) {
-    let nr = (range.end - range.start) / M::GRANULE.page_size();
-    runs::protect(guard, VirtAddr::new(range.start), nr as usize, prot);
 }

@@ -127,7 +127,7 @@ impl<'m, M: Mmu> AddressSpace<'m, M> {
             Self::held_batch(guard, index, raw, most)
         };
         left.start = index + nr;
-        let counted = folio.head() != self.memory.zero().head();
+        let counted = !folio.is(self.memory.zero());
         let pte = get_at(guard, index, raw);
         Some(Batch { va: guard.va(index), pte, nr, folio: counted.then_some(folio) })
     }
@@ -189,13 +189,14 @@ impl<'m, M: Mmu> AddressSpace<'m, M> {
         });
     }
 
-    /// Calls `act` with each folio that has some of these entries, and those that are of it: each time some of it is met. Not
-    /// with the block of zeroes.
+    /// Calls `act` with each folio that has some of these entries, and those that are of it: each time some of it is met. With
+    /// `None` in place of the block of zeroes, whose mappings are not counted.
+    #[inline]
     pub(super) fn for_each_folio<E>(
         &self,
-        guard: &PteGuard<'_, 'm, M>,
+        guard: &mut PteGuard<'_, 'm, M>,
         indices: Range<usize>,
-        mut act: impl FnMut(FolioRef<'m>, Range<usize>) -> Result<(), E>,
+        mut act: impl FnMut(&mut PteGuard<'_, 'm, M>, Option<FolioRef<'m>>, Range<usize>) -> Result<(), E>,
     ) -> Result<(), E> {
         // Of a folded block one entry tells of all.
         let after = |index: usize, pte: PteValue| {
@@ -217,9 +218,8 @@ impl<'m, M: Mmu> AddressSpace<'m, M> {
                 }
                 next = after(next, pte);
             }
-            if folio.head() != self.memory.zero().head() {
-                act(folio, start..next)?;
-            }
+            let counted = !folio.is(self.memory.zero());
+            act(guard, counted.then_some(folio), start..next)?;
         }
         Ok(())
     }
@@ -246,6 +246,7 @@ impl<'m, M: Mmu> AddressSpace<'m, M> {
 
     /// Whether nobody else has this folio, which is mapped at `va` and may be mapped around it as a whole: what is counted are
     /// the mappings by this table, and the reference that stands for them. With the guard held, nobody can get it then.
+    #[inline]
     pub(super) fn is_exclusive(
         guard: &PteGuard<'_, 'm, M>,
         va: VirtAddr,
@@ -253,17 +254,17 @@ impl<'m, M: Mmu> AddressSpace<'m, M> {
         folio: &FolioRef<'m>,
     ) -> bool {
         let maps = folio.maps();
-        if folio.refs() != 1 {
-            return false;
-        }
-        if maps == 1 {
-            return true;
-        }
+        folio.refs() == 1 && (maps == 1 || maps == Self::mapped_around(guard, va, pte, folio))
+    }
+
+    /// How many pages of a folio, which is mapped at `va`, are mapped as its whole would be around that, by this table.
+    #[inline(never)]
+    fn mapped_around(guard: &PteGuard<'_, 'm, M>, va: VirtAddr, pte: PteValue, folio: &FolioRef<'m>) -> u32 {
         let whole = Self::folio_range(guard, va, pte, folio);
         let start = guard.index(VirtAddr::new(whole.start));
         let own = guard.table().leaves(start..start + ((whole.end - whole.start) / Self::PAGE) as usize);
         let own = own.filter(|&other| other != PteValue::NONE && folio.contains(other.pa().pfn(M::GRANULE)));
-        own.count() == maps as usize
+        own.count() as u32
     }
 
     /// Where all pages of a folio are mapped if one of them, by `pte`, is at `va`: as much as the table translates.

@@ -28,23 +28,41 @@ impl<'m> FolioRef<'m> {
     /// Where there is no head: naming the frame.
     #[inline]
     pub(super) fn at_head(zone: &'m Zone<'m>, index: u32) -> Self {
-        match zone.frame(index).state() {
-            State::Head { order } => Self { zone, index, order },
-            other => panic!("frame {}: {other:?} where a folio's head should be", zone.pfn(index)),
+        match zone.frame(index).order_of_head() {
+            Some(order) => Self { zone, index, order },
+            None => Self::no_head(zone, index),
         }
+    }
+
+    #[cold]
+    fn no_head(zone: &Zone<'_>, index: u32) -> ! {
+        panic!("frame {}: {:?} where a folio's head should be", zone.pfn(index), zone.frame(index).state())
     }
 
     /// The folio that a frame belongs to, or what the frame is instead.
     ///
     /// # Panics
     /// As [`Self::at_head`].
-    #[inline]
+    #[inline(always)]
     pub(super) fn of(zone: &'m Zone<'m>, index: u32) -> Result<Self, State> {
+        match zone.frame(index).order_of_head() {
+            Some(order) => Ok(Self { zone, index, order }),
+            None => Self::of_no_head(zone, index),
+        }
+    }
+
+    #[inline(never)]
+    fn of_no_head(zone: &'m Zone<'m>, index: u32) -> Result<Self, State> {
         match zone.frame(index).state() {
-            State::Head { order } => Ok(Self { zone, index, order }),
             State::Tail { distance } => Ok(Self::at_head(zone, index - distance)),
             other => Err(other),
         }
+    }
+
+    /// Whether this is the same folio.
+    #[inline]
+    pub(crate) fn is(&self, other: &FolioRef<'_>) -> bool {
+        self.index == other.index && core::ptr::eq(self.zone, other.zone)
     }
 
     /// The first frame, a multiple of [`Self::frames`].
@@ -99,6 +117,7 @@ impl<'m> FolioRef<'m> {
     ///
     /// # Errors
     /// [`OutOfMemory`] beyond 2^31 mappings; none was counted then.
+    #[inline]
     pub(crate) fn add_mappings(&self, n: u32) -> Result<(), OutOfMemory> {
         let maps = self.record().add_maps(n);
         if maps > MAX_COUNT - n {

@@ -210,7 +210,7 @@ impl<'m> FrameMap<'m> {
     ///
     /// # Panics
     /// Where the frame is free: naming it.
-    #[inline]
+    #[inline(always)]
     pub fn folio(&self, pfn: Pfn) -> Option<FolioRef<'_>> {
         let (zone, index) = self.locate(pfn)?;
         match FolioRef::of(zone, index) {

@@ -125,6 +125,13 @@ impl Frame {
         State::decode(self.state.load(Ordering::Relaxed))
     }
 
+    /// log2 of the number of frames of the folio that this frame is the head of, if it is one.
+    #[inline(always)]
+    pub(super) fn order_of_head(&self) -> Option<u8> {
+        let word = self.state.load(Ordering::Relaxed);
+        (word & TAG == HEAD).then_some((word >> VALUE_SHIFT & VALUE) as u8)
+    }
+
     pub(super) fn is_reserved(&self) -> bool {
         self.state.load(Ordering::Relaxed) & TAG == RESERVED
     }
