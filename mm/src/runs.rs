@@ -8,7 +8,7 @@ use core::ops::Range;
 
 use arch::{Mmu, PteValue};
 
-use crate::contpte::{Ends, block_of, cont_ptes, try_fold, unfold_partial_ends};
+use crate::contpte::{Ends, block_of, cont_ptes, unfold_partial_ends};
 use crate::counters::Counter;
 use crate::guard::PteGuard;
 use crate::pte::{Gathered, Pte, UserProt};
@@ -49,9 +49,9 @@ pub(crate) fn change<M: Mmu>(
 }
 
 /// Write-protects what is valid, and copies all that is there to the same place in another address space, where nothing is:
-/// young and dirty as it is here, folded where all of a block is copied that is, or could be.
+/// young and dirty as it is here, folded where all of a block is copied that is.
 ///
-/// *Maintenance:* in the one as [`protect`]; in the other none, but for blocks that are folded there page by page.
+/// *Maintenance:* in the one as [`protect`]; in the other none.
 pub(crate) fn share<M: Mmu>(
     guard: &mut PteGuard<'_, '_, M>,
     child: &mut PteGuard<'_, '_, M>,
@@ -62,16 +62,12 @@ pub(crate) fn share<M: Mmu>(
     let mut folded = 0;
     for part in parts::<M>(indices) {
         let pte = guard.get(part.start);
-        if !pte.is_folded() {
-            child.table().fill_leaves(part.clone(), guard.table().leaves(part.clone()));
-            let last = part.end - 1;
-            try_fold(child, last, guard.get(last));
-        } else if part.len() == cont_ptes::<M>() {
-            child.table().fill_leaves(part.clone(), guard.table().leaves(part));
-            folded += 1;
-        } else {
+        if pte.is_folded() && part.len() < cont_ptes::<M>() {
             // Of the block, and not of each page.
             child.table().set_leaves(part.start, get_at(guard, part.start, pte).mknoncont(), part.len());
+        } else {
+            child.table().fill_leaves(part.clone(), guard.table().leaves(part));
+            folded += u64::from(pte.is_folded());
         }
     }
     if folded != 0 {
