@@ -11,6 +11,7 @@ on_all!(a_file_folds_and_ends);
 on_all!(a_fault_that_is_over_is_spurious);
 on_all!(what_a_tlb_still_holds_is_flushed_by_the_next_fault);
 on_all!(what_was_given_up_is_fetched_as_it_was_written);
+on_all!(what_was_unmapped_is_fetched_as_it_was_written);
 on_all!(pages_advised_free_are_taken_when_memory_is_short);
 on_all!(what_is_young_goes_last);
 on_all!(an_idle_pass_leaves_what_may_be_lost);
@@ -258,6 +259,29 @@ mod inner {
             world.protect(0, 0, block, RW);
             assert_eq!(world.fault(0, 1, Access::Write), Ok(Resolution::Changed));
         }
+    }
+
+    /// Two folios that follow one another, of which the second is written, and both are unmapped by one call.
+    pub(super) fn what_was_unmapped_is_fetched_as_it_was_written<G: GranuleType + Sync>(
+        world: &mut World<'_, G>,
+    ) {
+        let block = world.block();
+        world.map(0, 0, 2 * block, RX, SHARED);
+        for page in [0, block] {
+            assert_eq!(world.fault(0, page, Access::Execute), Ok(Resolution::Changed));
+        }
+        let frames = [0, block].map(|page| world.frame(0, page));
+        assert_eq!(frames[0] + block, frames[1]);
+        let folio = |frame| (Pfn::new(frame).addr(G::GRANULE), World::<G>::va(block));
+        assert_eq!(world.machine.take_fetchable(), frames.map(folio));
+        world.protect(0, 0, 2 * block, RW);
+        assert_eq!(world.fault(0, block, Access::Write), Ok(Resolution::Changed));
+        world.advise(0, 0, 2 * block, MADV_DONTNEED);
+        world.protect(0, 0, 2 * block, RX);
+        for page in [0, block] {
+            assert_eq!(world.fault(0, page, Access::Execute), Ok(Resolution::Changed));
+        }
+        assert_eq!(world.machine.take_fetchable(), [folio(frames[1])]);
     }
 
     pub(super) fn pages_advised_free_are_taken_when_memory_is_short<G: GranuleType + Sync>(
