@@ -26,7 +26,7 @@ counters! {
     UnfoldsBySet
     /// Blocks unfolded because a part was cleared, or made old and clean.
     UnfoldsByClear
-    /// Blocks unfolded because a part was write-protected.
+    /// Blocks unfolded because a part was write-protected, or its permission changed in place.
     UnfoldsByWriteProtect
     /// Blocks unfolded because the permission of a PTE changed.
     UnfoldsByAccessFlags

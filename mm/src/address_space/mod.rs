@@ -7,7 +7,7 @@
 //!   vma    what is mapped, in order                      fault   order of the folio, zeroing, copy on write
 //!     │                                                   │
 //!     ▼                                                   ▼
-//!   zap, protect, remap: batches of one folio           folio   references and mappings, counted by the batch
+//!   zap, protect, fork, remap: runs of entries          folio   references and mappings, counted by the folio
 //!     └───────────────────────┬───────────────────────────┘
 //!                             ▼ page-table lock
 //!                           ptep ─▶ contpte ─▶ raw
