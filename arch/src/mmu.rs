@@ -358,7 +358,7 @@ impl<'m, M: Mmu> Table<'m, M> {
     }
 
     /// Changes the valid ones of these entries by `change`, whatever flags hardware sets meanwhile, and calls `visit` with
-    /// each before and after, in order. What does not change is not written.
+    /// the index of each, before and after, in order. What does not change is not written.
     ///
     /// # Panics
     /// As [`Self::clear_leaves`], and [`Self::set_leaf`] for what an entry becomes.
@@ -367,14 +367,17 @@ impl<'m, M: Mmu> Table<'m, M> {
         &self,
         indices: Range<usize>,
         change: impl Fn(PteValue) -> PteValue,
-        mut visit: impl FnMut(PteValue, PteValue),
+        mut visit: impl FnMut(usize, PteValue, PteValue),
     ) {
         self.expect_last_level();
-        let slots = self.slots[indices].iter();
+        let slots = self.slots[indices.clone()].iter().zip(indices);
+        let mut update = |(slot, index), hafdbs| {
+            self.update_slot(slot, hafdbs, &change, &mut |old, new| visit(index, old, new));
+        };
         match self.mmu.features().hafdbs {
             // A loop of its own, without a question for each.
-            Hafdbs::None => slots.for_each(|slot| self.update_slot(slot, Hafdbs::None, &change, &mut visit)),
-            hafdbs => slots.for_each(|slot| self.update_slot(slot, hafdbs, &change, &mut visit)),
+            Hafdbs::None => slots.for_each(|slot| update(slot, Hafdbs::None)),
+            hafdbs => slots.for_each(|slot| update(slot, hafdbs)),
         }
     }
 

@@ -4,7 +4,8 @@
 //! The allocator needs new memory directly after what it has, hence the window. It grows outside of the heap's
 //! lock, so that what is needed to map frames may take its own locks; and never in interrupt context, where
 //! those locks may be held by what was interrupted. It never shrinks, so what processes may have much of must be in large
-//! blocks, which are given back: their mappings above all.
+//! blocks, which are given back: their mappings above all. Large blocks of more than a frame are in the window too where memory is
+//! in pieces.
 //!
 //! After boot nothing is allocated that can't fail: `try_reserve` of `Vec`, and [`try_arc`].
 
@@ -106,15 +107,15 @@ unsafe impl GlobalAlloc for KernelHeap {
         if let Some(block) = HANDED[cpu::index()].take(layout) {
             return block.as_ptr();
         }
+        if process::injection::denies() {
+            return ptr::null_mut();
+        }
         // Its locks are not for interrupt context. Where there is no folio of that order, frames that are apart may do.
         if let Some(order) = large_order(layout)
             && !trap::in_interrupt()
             && let Ok(folio) = memory::frames().alloc(order)
         {
             return linear(memory::forget(folio)).get() as *mut u8;
-        }
-        if process::injection::denies() {
-            return ptr::null_mut();
         }
         if let Some(block) = self.try_alloc(layout) {
             return block.as_ptr();

@@ -227,7 +227,7 @@ fn store<M: Mmu>(guard: &mut PteGuard<'_, '_, M>, index: usize, old: PteValue, p
 #[inline(never)]
 fn replace_keeping_dirty<M: Mmu>(guard: &PteGuard<'_, '_, M>, index: usize, pte: PteValue) {
     let new = |current: PteValue| if current.is_dirty() { pte.mkdirty() } else { pte };
-    guard.table().update_leaves(index..index + 1, new, |_, _| ());
+    guard.table().update_leaves(index..index + 1, new, |_, _, _| ());
 }
 
 #[cold]
@@ -361,7 +361,7 @@ pub fn ptep_test_and_clear_young<M: Mmu>(guard: &mut PteGuard<'_, '_, M>, va: Vi
     let index = guard.index(va);
     let mut young = false;
     let expanded = expand(guard, index..index + 1);
-    guard.table().update_leaves(expanded, PteValue::mkold, |old, _| young |= old.is_young());
+    guard.table().update_leaves(expanded, PteValue::mkold, |_, old, _| young |= old.is_young());
     young
 }
 
@@ -411,7 +411,7 @@ pub fn clear_young_dirty_ptes<M: Mmu>(
     };
     guard
         .table()
-        .update_leaves(indices.clone(), clear, |old, new| cleaned |= old.is_dirty() != new.is_dirty());
+        .update_leaves(indices.clone(), clear, |_, old, new| cleaned |= old.is_dirty() != new.is_dirty());
     if cleaned {
         guard.owe_flush(indices);
     }
@@ -457,7 +457,7 @@ pub fn ptep_set_access_flags<M: Mmu>(guard: &mut PteGuard<'_, '_, M>, va: VirtAd
     }
     let changed = if permission_changes { page } else { all };
     let mut stale = false;
-    guard.table().update_leaves(changed.clone(), merged, |old, new| {
+    guard.table().update_leaves(changed.clone(), merged, |_, old, new| {
         let gained = old.flags().contains(PteFlags::RDONLY) && !new.flags().contains(PteFlags::RDONLY);
         stale |= gained && old.is_young();
     });

@@ -18,8 +18,8 @@ use crate::ptep::{get_at, wrprotect_ptes};
 /// execution by EL0, for which instruction caches come first. Blocks that are wholly covered stay folded; `prot` is the same for
 /// all entries of one.
 ///
-/// *Maintenance:* an unfold of a partly covered block at either end flushes that block. Owed for the other pages, if any
-/// entry changed: until then accesses may be permitted as before.
+/// *Maintenance:* an unfold of a partly covered block at either end flushes that block. Owed for the other pages that changed:
+/// until then accesses may be permitted as before.
 #[inline]
 pub(crate) fn protect<M: Mmu>(
     guard: &mut PteGuard<'_, '_, M>,
@@ -41,10 +41,42 @@ pub(crate) fn change<M: Mmu>(
     change: impl Fn(PteValue) -> PteValue,
 ) {
     let Ends { rest, .. } = unfold_partial_ends(guard, &indices, cause, &change);
-    let mut changed = false;
-    guard.table().update_leaves(rest.clone(), change, |old, new| changed |= old != new);
-    if changed {
-        guard.owe_flush(rest);
+    for part in parts::<M>(rest) {
+        let mut changed = Span::NONE;
+        let folded = guard.get(part.start).is_folded();
+        guard.table().update_leaves(part.clone(), &change, |index, old, new| {
+            if old != new {
+                changed.add(index);
+            }
+        });
+        changed.owe(guard, part, folded);
+    }
+}
+
+/// From the first to the last of some entries of a block: what lies far from others is not flushed with them, which takes an
+/// operation for each page where there are none by range.
+struct Span {
+    first: usize,
+    end: usize,
+}
+
+impl Span {
+    const NONE: Self = Self { first: 0, end: 0 };
+
+    #[inline(always)]
+    fn add(&mut self, index: usize) {
+        if self.end == 0 {
+            self.first = index;
+        }
+        self.end = index + 1;
+    }
+
+    /// Owes a flush of them, if there are any, or of all the part of a block that is folded: a TLB may have it in one.
+    #[inline(always)]
+    fn owe<M: Mmu>(self, guard: &mut PteGuard<'_, '_, M>, part: Range<usize>, folded: bool) {
+        if self.end != 0 {
+            guard.owe_flush(if folded { part } else { self.first..self.end });
+        }
     }
 }
 
@@ -96,8 +128,9 @@ pub(crate) fn relocate<'a, 'm, M: Mmu>(
         }
     }
     let congruent = indices.start % cont_ptes::<M>() == to % cont_ptes::<M>();
-    let (mut any, mut cleared, mut folded) = (false, 0, 0);
-    for part in parts::<M>(rest.clone()) {
+    let (mut cleared, mut folded) = (0, 0);
+    for part in parts::<M>(rest) {
+        let mut valid = Span::NONE;
         let pte = guard.get(part.start);
         if pte.is_folded() {
             let mut all = Gathered::default();
@@ -108,24 +141,24 @@ pub(crate) fn relocate<'a, 'm, M: Mmu>(
                 if congruent { pte } else { pte.mknoncont() },
                 part.len(),
             );
-            any = true;
+            valid.add(part.start);
             cleared += 1;
             folded += u64::from(congruent);
         } else {
-            let mut to = target(part.start);
-            guard.table().clear_leaves(part, |pte| {
-                any |= pte.is_valid();
-                destination.set_leaf(to, pte);
-                to += 1;
+            let mut index = part.start;
+            guard.table().clear_leaves(part.clone(), |pte| {
+                if pte.is_valid() {
+                    valid.add(index);
+                }
+                destination.set_leaf(target(index), pte);
+                index += 1;
             });
         }
+        valid.owe(guard, part, pte.is_folded());
     }
     if cleared != 0 {
         guard.mm().counters().add(Counter::ClearedFolded, cleared);
         guard.mm().counters().add(Counter::FoldedAtOnce, folded);
-    }
-    if any {
-        guard.owe_flush(rest);
     }
 }
 

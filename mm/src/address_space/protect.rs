@@ -24,8 +24,8 @@ impl<'m, M: Mmu> AddressSpace<'m, M> {
     ///
     /// A page that is shared by copy on write becomes writable only when it is written to.
     ///
-    /// *Maintenance:* one flush for each last-level table; where execution becomes permitted, or any access after none was, one
-    /// for each batch of one folio, before its pages are valid again.
+    /// *Maintenance:* one flush for each last-level table, or a few; where execution becomes permitted, or any access after none
+    /// was, one for each batch of one folio, before its pages are valid again.
     ///
     /// # Errors
     /// - `EINVAL`: `addr` is not a multiple of the page size, or `prot` has unknown bits.

@@ -137,6 +137,9 @@ impl<'m> Vmas<'m> {
 
     /// Takes chunks out, with what they have.
     fn take_chunks(&mut self, indices: Range<usize>) {
+        if indices.is_empty() {
+            return;
+        }
         let (index, last) = (indices.start, self.leaf(0));
         for mut chunk in self.chunks.drain(indices) {
             self.count -= chunk.len();

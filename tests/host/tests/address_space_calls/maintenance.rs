@@ -141,3 +141,50 @@ fn tables_that_move_are_flushed_together() {
         assert_eq!(moving_tables(NEOVERSE, tables), tables + LEFT, "{tables} tables, by ranges");
     }
 }
+
+/// Of a table of pages few are there: what was issued for each call.
+fn sparse(setup: Setup) -> Vec<(&'static str, u64)> {
+    let mut found = Vec::new();
+    with_memory::<K4>(setup, 64, ThpPolicy::Never, |world| {
+        world.switch(0, Some(0));
+        let page = World::<K4>::va(1);
+        let (table, from, flags) = (K4::GRANULE.level_size(2), 1 << 40, MREMAP_MAYMOVE | MREMAP_FIXED);
+        // The table is not left empty, nor moved as it is.
+        let (size, to) = (table - 64 * page, (1 << 41) + page);
+        let space = &world.processes[0].space;
+        assert_eq!(space.mmap(from, table, RW, PRIVATE | MAP_FIXED, None), Ok(from));
+        space.write(from + table - page, &[1]).unwrap();
+        space.write(from + 3 * page, &[1]).unwrap();
+        let mut step = |name, act: &dyn Fn()| {
+            let count = || space.counters().get(Counter::TlbInvalidations);
+            let before = count();
+            act();
+            found.push((name, count() - before));
+        };
+        step("mprotect, one page", &|| space.mprotect(from, size, PROT_READ).unwrap());
+        step("mprotect, one page, back", &|| space.mprotect(from, size, RW).unwrap());
+        step("mremap, one page", &|| assert_eq!(space.mremap(from, size, size, flags, to), Ok(to)));
+        step("mremap, one page, back", &|| assert_eq!(space.mremap(to, size, size, flags, from), Ok(from)));
+        step("fork, two pages far apart", &|| {
+            let (mm, _) = world.new_mm().expect("a root table");
+            drop(space.fork(mm).expect("memory"));
+        });
+        world.expect_sound();
+    });
+    found
+}
+
+/// A page alone takes one operation, however wide the range is of which it is all that is there.
+#[test]
+fn what_is_not_there_is_not_invalidated() {
+    // A table that is left is freed, which takes three, the tables above it among them.
+    const LEFT: u64 = 3;
+    let expected = [
+        ("mprotect, one page", 1),
+        ("mprotect, one page, back", 1),
+        ("mremap, one page", 1),
+        ("mremap, one page, back", 1 + LEFT),
+        ("fork, two pages far apart", 2),
+    ];
+    assert_eq!(sparse(CORTEX_A72), expected);
+}
