@@ -2,6 +2,8 @@
 
 mod chunk;
 mod maxima;
+#[cfg(test)]
+mod tests;
 
 use alloc::vec::Vec;
 use core::ops::Range;
@@ -128,10 +130,9 @@ impl<'m> Vmas<'m> {
         result
     }
 
-    /// Adds a chunk before that of an index, after [`Self::reserve`].
+    /// Adds a chunk before that of an index, after [`Self::reserve`] and a change of both.
     fn add_chunk(&mut self, index: usize, chunk: Chunk<'m>) {
         self.chunks.insert(index, chunk);
-        self.forget(index);
         self.maxima.forget(self.leaf(index), self.leaf(0));
     }
 
@@ -386,192 +387,5 @@ impl<'m> Vmas<'m> {
         };
         let start = self.gaps_above(bottom, size).find_map(first_in)?;
         (start.checked_add(size)? <= top).then_some(start)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::vma::Backing;
-
-    const SHIFT: u32 = 12;
-    const PAGES: usize = 900;
-
-    /// The permission of each page, `None` where nothing is mapped.
-    type Model = Vec<Option<Prot>>;
-
-    /// The runs of pages that are alike.
-    fn runs(model: &Model) -> Vec<(u64, u64, Prot)> {
-        let mut runs: Vec<(u64, u64, Prot)> = Vec::new();
-        for (page, prot) in model.iter().enumerate() {
-            let (start, Some(prot)) = ((page as u64) << SHIFT, *prot) else { continue };
-            match runs.last_mut() {
-                Some(last) if last.1 == start && last.2 == prot => last.1 = start + (1 << SHIFT),
-                _ => runs.push((start, start + (1 << SHIFT), prot)),
-            }
-        }
-        runs
-    }
-
-    fn check(vmas: &Vmas<'_>, model: &Model) {
-        let all: Vec<_> = vmas.iter().map(|vma| (vma.start, vma.end, vma.prot)).collect();
-        assert_eq!(all, runs(model));
-        assert_eq!(vmas.count, all.len());
-        assert!(vmas.chunks.iter().all(|chunk| (1..=CHUNK).contains(&chunk.len())));
-        let few = |pair: &[Chunk<'_>]| pair[0].len() + pair[1].len() <= CHUNK / 4;
-        assert!(!vmas.chunks.windows(2).any(few), "two chunks of few");
-        let mut before = 0;
-        for (index, chunk) in vmas.chunks.iter().enumerate() {
-            let gaps = chunk.iter().map(|vma| vma.start - core::mem::replace(&mut before, vma.end));
-            assert_eq!(Some(vmas.widest(vmas.leaf(index))), gaps.max());
-        }
-        for (page, prot) in model.iter().enumerate() {
-            let at = (page as u64) << SHIFT;
-            assert_eq!(vmas.find(at + 5).map(|vma| vma.prot), *prot);
-        }
-    }
-
-    /// The gaps that are asked for, by a look at each page.
-    fn check_gaps(vmas: &Vmas<'_>, model: &Model, random: &mut impl FnMut(usize) -> usize) {
-        let (bottom, top) = (random(PAGES), 1 + random(PAGES));
-        let most = [2, 8, 40][random(3)];
-        let (pages, align) = (1 + random(most), 1 << random(6));
-        let phase = random(align);
-        let is_free = |first: &usize| model.iter().skip(*first).take(pages).all(Option::is_none);
-        let va = |pages: usize| (pages as u64) << SHIFT;
-        let last = top.saturating_sub(pages);
-        let highest = (bottom..last + 1).rev().find(|first| first % align == phase && is_free(first));
-        let highest = highest.filter(|_| pages <= top);
-        let found = vmas.gap_below(va(bottom), va(top), va(pages), va(align), va(phase));
-        assert_eq!(found, highest.map(va), "{pages} pages from {bottom} to {top}, {phase} modulo {align}");
-        let lowest = (bottom..).find(is_free).filter(|first| first + pages <= top);
-        assert_eq!(vmas.gap_above(va(bottom), va(top), va(pages)), lowest.map(va));
-    }
-
-    /// Upwards as a program is loaded, downwards as `mmap` places them.
-    #[test]
-    fn what_is_added_in_order_fills_its_chunks() {
-        let upwards: Vec<u64> = (0..10 * CHUNK as u64).collect();
-        let downwards: Vec<u64> = upwards.iter().rev().copied().collect();
-        for pages in [upwards, downwards] {
-            let mut vmas = Vmas::new(SHIFT);
-            for page in pages {
-                let (start, end) = (page << SHIFT, (page + 1) << SHIFT);
-                let prot = [Prot::READ, Prot::WRITE][page as usize % 2];
-                vmas.reserve(&(start..end), 1).unwrap();
-                vmas.insert(Vma { start, end, prot, backing: Backing::Anonymous });
-            }
-            assert_eq!((vmas.count, vmas.chunks.len()), (10 * CHUNK, 10));
-            assert!(vmas.iter().is_sorted_by_key(|vma| vma.start));
-        }
-    }
-
-    /// A range from the middle of one chunk to that of another, where few are left of the one behind.
-    #[test]
-    fn what_is_left_of_chunks_is_put_together() {
-        const NR: u64 = CHUNK as u64;
-        let mut vmas = Vmas::new(SHIFT);
-        for page in 0..4 * NR {
-            let (start, end) = (page << SHIFT, (page + 1) << SHIFT);
-            let prot = [Prot::READ, Prot::WRITE][page as usize % 2];
-            vmas.reserve(&(start..end), 1).unwrap();
-            vmas.insert(Vma { start, end, prot, backing: Backing::Anonymous });
-        }
-        for pages in [3 * NR + 4..4 * NR, NR + 3..3 * NR - 2] {
-            let range = pages.start << SHIFT..pages.end << SHIFT;
-            vmas.reserve(&range, 0).unwrap();
-            vmas.remove(&range);
-        }
-        let lengths: Vec<usize> = vmas.chunks.iter().map(|chunk| chunk.len()).collect();
-        assert_eq!((lengths, vmas.count), (vec![CHUNK, 3 + 2 + 4], CHUNK + 9));
-    }
-
-    /// Where nearly all mappings are close to each other, a gap is found with a look at few of them.
-    #[test]
-    fn a_gap_is_found_without_a_look_at_each_mapping() {
-        const COUNT: u64 = 20_000;
-        let page = |nr: u64| (nr + 1) << SHIFT;
-        let mut vmas = Vmas::new(SHIFT);
-        for nr in (0..COUNT).rev() {
-            // Every other page; one is left out, so that there is room for three.
-            let (start, end) = (page(2 * nr + 1), page(2 * nr + 2));
-            let vma = Vma { start, end, prot: Prot::READ, backing: Backing::Anonymous };
-            vmas.reserve(&(start..end), 1).unwrap();
-            if nr != COUNT / 2 {
-                vmas.insert(vma);
-            }
-        }
-        let (bottom, top) = (page(0), page(2 * COUNT));
-        let wide = |gap: &Range<u64>| gap.end.min(top).saturating_sub(gap.start.max(bottom)) >= 2 << SHIFT;
-        let looks = [
-            vmas.gaps_below(top, 2 << SHIFT).position(|gap| wide(&gap)),
-            vmas.gaps_above(bottom, 2 << SHIFT).position(|gap| wide(&gap)),
-        ];
-        let most = vmas.chunks.len() + CHUNK;
-        assert!(most < COUNT as usize / 16, "{most}");
-        assert!(looks.iter().all(|looks| looks.is_some_and(|looks| looks < most)), "{looks:?} of {most}");
-        assert_eq!(vmas.gap_below(bottom, top, 2 << SHIFT, 1 << SHIFT, 0), Some(page(COUNT + 1)));
-        assert_eq!(vmas.gap_above(bottom, top, 2 << SHIFT), Some(page(COUNT)));
-        assert_eq!(vmas.gap_below(bottom, top, 4 << SHIFT, 1 << SHIFT, 0), None);
-    }
-
-    /// Against a plain map of pages, with so many mappings that chunks are split, merged and given back.
-    #[test]
-    fn random_changes_are_those_of_a_plain_map() {
-        let mut seed = 0x2545_f491_4f6c_dd1d_u64;
-        let mut random = |below: usize| {
-            seed ^= seed << 13;
-            seed ^= seed >> 7;
-            seed ^= seed << 17;
-            (seed % below as u64) as usize
-        };
-        let (mut vmas, mut model) = (Vmas::new(SHIFT), vec![None; PAGES]);
-        let (mut most, mut fewest_after) = (0, usize::MAX);
-        for step in 0..6000 {
-            // Now many small ones, now few large ones.
-            let longest = if step % 2000 < 1700 { 3 } else { 200 };
-            let first = random(PAGES);
-            let pages = first..(first + 1 + random(longest)).min(PAGES);
-            let range = (pages.start as u64) << SHIFT..(pages.end as u64) << SHIFT;
-            let prot = [Prot::READ, Prot::WRITE, Prot::EXEC][random(3)];
-            let clone = vmas.try_clone().unwrap();
-            if random(8) == 0 {
-                vmas = clone;
-            }
-            match random(4) {
-                0 => {
-                    vmas.reserve(&range, 0).unwrap();
-                    vmas.remove(&range);
-                    model[pages].fill(None);
-                }
-                1 => {
-                    vmas.reserve(&range, 0).unwrap();
-                    vmas.protect(&range, prot);
-                    model[pages].iter_mut().flatten().for_each(|page| *page = prot);
-                }
-                _ => {
-                    vmas.reserve(&range, 1).unwrap();
-                    vmas.remove(&range);
-                    vmas.insert(Vma {
-                        start: range.start,
-                        end: range.end,
-                        prot,
-                        backing: Backing::Anonymous,
-                    });
-                    model[pages].fill(Some(prot));
-                }
-            }
-            check(&vmas, &model);
-            (0..3).for_each(|_| check_gaps(&vmas, &model, &mut random));
-            most = most.max(vmas.chunks.len());
-            if most > 4 {
-                fewest_after = fewest_after.min(vmas.chunks.len());
-            }
-            let first = random(PAGES);
-            let end = (first + 1 + random(20)).min(PAGES);
-            let range = (first as u64) << SHIFT..(end as u64) << SHIFT;
-            assert_eq!(vmas.is_free(&range), model[first..end].iter().all(Option::is_none));
-        }
-        assert!(most > 4 && fewest_after <= most / 2, "{most} chunks at most, {fewest_after} after that");
     }
 }
