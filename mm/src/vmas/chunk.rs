@@ -64,11 +64,11 @@ impl<'m> Chunk<'m> {
         first.into_iter().chain(self.vmas.windows(2).map(|pair| pair[0].end..pair[1].start))
     }
 
-    /// Bytes of the widest of [`Self::gaps`].
-    pub(super) fn widest(&self, before: u64) -> u64 {
+    /// Bytes of the widest of [`Self::gaps`]; for what is known, nothing else is looked at.
+    pub(super) fn widest(&self, before: impl FnOnce() -> u64) -> u64 {
         match self.widest.load(Ordering::Relaxed) {
             UNKNOWN => {
-                let widest = self.gaps(before).map(|gap| gap.end - gap.start).max().unwrap_or(0);
+                let widest = self.gaps(before()).map(|gap| gap.end - gap.start).max().unwrap_or(0);
                 self.widest.store(widest, Ordering::Relaxed);
                 widest
             }

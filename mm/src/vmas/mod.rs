@@ -347,8 +347,8 @@ impl<'m> Vmas<'m> {
 
     fn widest(&self, leaf: usize) -> u64 {
         let Some(chunk) = self.chunks.len().checked_sub(leaf) else { return 0 };
-        let before = self.end_before(chunk);
-        self.chunks.get(chunk).map_or(u64::MAX - before, |chunk| chunk.widest(before))
+        let before = || self.end_before(chunk);
+        self.chunks.get(chunk).map_or_else(|| u64::MAX - before(), |chunk| chunk.widest(before))
     }
 
     /// From the highest down: those that begin below `top` of chunks that have one of `size` bytes, and maybe others.
