@@ -21,9 +21,10 @@ pub const MAX_MAP_COUNT: usize = 65530;
 /// The most chunks that a change may need: one for each mapping that it adds, or cuts in two.
 const SPARE: usize = 3;
 
-/// The mappings of an address space, in order and apart. Look-up takes logarithmic time, and so does a change but for what it
-/// takes out, for a chunk, and where one becomes two or is taken out, for the chunks that move. So does it to find a gap: the
-/// highest or the lowest chunk with one as wide, and that in it. Where it has to be aligned, that need not be the first.
+/// The mappings of an address space, in order and apart. Look-up takes logarithmic time, and so does a change but for a chunk,
+/// for what it takes out, and for the chunks that move where one becomes two or is taken out. To find a gap also takes
+/// logarithmic time, but for the widths of those chunks, which are found out again: the highest or the lowest chunk with one as
+/// wide is found, and that in it. Where it has to be aligned, the first chunk need not have it, and each is looked into.
 ///
 /// Changes are made in two steps: [`Self::reserve`] is what may fail, and what comes after it can't.
 pub(crate) struct Vmas<'m> {
