@@ -53,9 +53,9 @@ impl<'m> Chunk<'m> {
         self.vmas[index].prot = prot;
     }
 
-    /// After a change of what is before them.
-    pub(super) fn forget_widest(&mut self) {
-        *self.widest.get_mut() = UNKNOWN;
+    /// For a change of what is before them. Whether it was known.
+    pub(super) fn forget_widest(&mut self) -> bool {
+        core::mem::replace(self.widest.get_mut(), UNKNOWN) != UNKNOWN
     }
 
     /// The gaps before each of them, some of which may be empty, where what is before the first ends at `before`.

@@ -122,10 +122,15 @@ impl<'m> Vmas<'m> {
 
     /// Changes which mappings a chunk has, or where they are: see [`Chunk::change`].
     fn change<R>(&mut self, chunk: usize, act: impl FnOnce(&mut Vec<Vma<'m>>) -> R) -> R {
-        let end = self.end_before(chunk + 1);
-        let result = self.chunks[chunk].change(act);
-        self.forget(chunk);
-        if self.end_before(chunk + 1) != end {
+        let end = |chunk: &Chunk<'m>| chunk.last().map_or(0, |last| last.end);
+        let of = &mut self.chunks[chunk];
+        let (before, known) = (end(of), of.forget_widest());
+        let result = of.change(act);
+        let moves_end = end(of) != before;
+        if known {
+            self.maxima.forget(self.leaf(chunk), self.leaf(chunk));
+        }
+        if moves_end {
             self.forget(chunk + 1);
         }
         result
@@ -153,12 +158,11 @@ impl<'m> Vmas<'m> {
         self.maxima.forget(self.leaf(index), last);
     }
 
-    /// After a change of the gaps of a chunk.
+    /// After a change of the gaps of a chunk. Where its width is not known, none is that comes of it.
     fn forget(&mut self, chunk: usize) {
-        if let Some(chunk) = self.chunks.get_mut(chunk) {
-            chunk.forget_widest();
+        if self.chunks.get_mut(chunk).is_none_or(Chunk::forget_widest) {
+            self.maxima.forget(self.leaf(chunk), self.leaf(chunk));
         }
-        self.maxima.forget(self.leaf(chunk), self.leaf(chunk));
     }
 
     /// Puts a mapping at a place, after [`Self::reserve`].
