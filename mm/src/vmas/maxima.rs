@@ -5,8 +5,7 @@ use core::sync::atomic::{AtomicU64, Ordering};
 
 use crate::errno::Errno;
 
-/// Of a width that is to be found out. No gap between mappings is so wide; that of an address space without any is found out
-/// each time.
+/// Of a width that is to be found out. No gap is so wide.
 pub(super) const UNKNOWN: u64 = u64::MAX;
 
 /// A binary tree over the widths that a caller has, its leaves: at each node the widest below it, or [`UNKNOWN`] since a change,

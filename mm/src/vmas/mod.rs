@@ -13,7 +13,7 @@ use arrayvec::ArrayVec;
 use crate::errno::Errno;
 use crate::vma::{Prot, Vma};
 use chunk::{CHUNK, Chunk};
-use maxima::Maxima;
+use maxima::{Maxima, UNKNOWN};
 
 /// The most VMAs that an address space may have, as in Linux.
 pub const MAX_MAP_COUNT: usize = 65530;
@@ -160,7 +160,7 @@ impl<'m> Vmas<'m> {
 
     /// After a change of the gaps of a chunk. Where its width is not known, none is that comes of it.
     fn forget(&mut self, chunk: usize) {
-        if self.chunks.get_mut(chunk).is_none_or(Chunk::forget_widest) {
+        if self.chunks.get_mut(chunk).is_some_and(Chunk::forget_widest) {
             self.maxima.forget(self.leaf(chunk), self.leaf(chunk));
         }
     }
@@ -345,7 +345,7 @@ impl<'m> Vmas<'m> {
     }
 
     /// The leaf of [`Self::maxima`] that has the width of the widest of [`Self::gaps`], and the chunk of a leaf. The highest comes
-    /// first: mostly chunks are added below the others, and then those keep theirs.
+    /// first: mostly chunks are added below the others, and then those keep theirs. What is behind all is always wide enough.
     fn leaf(&self, chunk: usize) -> usize {
         self.chunks.len() - chunk
     }
@@ -353,7 +353,7 @@ impl<'m> Vmas<'m> {
     fn widest(&self, leaf: usize) -> u64 {
         let Some(chunk) = self.chunks.len().checked_sub(leaf) else { return 0 };
         let before = || self.end_before(chunk);
-        self.chunks.get(chunk).map_or_else(|| u64::MAX - before(), |chunk| chunk.widest(before))
+        self.chunks.get(chunk).map_or(UNKNOWN - 1, |chunk| chunk.widest(before))
     }
 
     /// From the highest down: those that begin below `top` of chunks that have one of `size` bytes, and maybe others.
