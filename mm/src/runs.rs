@@ -41,6 +41,15 @@ pub(crate) fn change<M: Mmu>(
     change: impl Fn(PteValue) -> PteValue,
 ) {
     let Ends { rest, .. } = unfold_partial_ends(guard, &indices, cause, &change);
+    // Mostly, and it needs no more.
+    if rest.len() == 1 {
+        let mut changed = false;
+        guard.table().update_leaves(rest.clone(), change, |_, old, new| changed = old != new);
+        if changed {
+            guard.owe_flush(rest);
+        }
+        return;
+    }
     for part in parts::<M>(rest) {
         let mut changed = Span::NONE;
         let folded = guard.get(part.start).is_folded();

@@ -180,9 +180,9 @@ fn looks<G: Iterator<Item = Range<u64>>>(
 /// Wherever the only one is that is wide enough, and where many are, of widths that are all wanted.
 #[test]
 fn a_gap_is_found_in_logarithmic_time() {
-    const MOST: usize = 80;
+    const MOST: usize = 110;
     let last = MAX_MAP_COUNT - 1;
-    let only = [0, 1, 31, 32, last / 3, last / 2, last - 32, last - 1, last].map(|at| {
+    let only = [0, 1, CHUNK - 1, CHUNK, last / 3, last / 2, last - CHUNK, last - 1, last].map(|at| {
         let vmas = with_gaps(MAX_MAP_COUNT, |nr| if nr == at { 3 } else { 1 });
         (vmas, vec![3])
     });
@@ -224,7 +224,7 @@ fn where_many_are_added_few_widths_are_found_out_anew() {
     assert!(each < MOST, "{each} looks each");
 }
 
-/// Against a plain list of what is mapped, with hundreds of chunks: the look-ups of gaps after each change.
+/// Against a plain list of what is mapped, with many chunks: the look-ups of gaps after each change.
 #[test]
 fn gaps_of_many_mappings_are_those_of_a_plain_list() {
     const PAGES: u64 = 30_000;
@@ -286,7 +286,7 @@ fn gaps_of_many_mappings_are_those_of_a_plain_list() {
         found = [found[0] + highest.iter().count(), found[1] + lowest.iter().count()];
     }
     assert!(
-        most > 100 && found.iter().all(|found| (CALLS / 4..CALLS * 9 / 10).contains(found)),
+        most > 60 && found.iter().all(|found| (CALLS / 4..CALLS * 9 / 10).contains(found)),
         "{most}, {found:?}"
     );
 }
@@ -326,7 +326,7 @@ fn random_changes_are_those_of_a_plain_map() {
         check(&vmas, &model);
         (0..3).for_each(|_| check_gaps(&vmas, &model, &mut random));
         most = most.max(vmas.chunks.len());
-        if most > 8 {
+        if most > 4 {
             fewest_after = fewest_after.min(vmas.chunks.len());
         }
         let first = random(PAGES);
@@ -334,5 +334,5 @@ fn random_changes_are_those_of_a_plain_map() {
         let range = (first as u64) << SHIFT..(end as u64) << SHIFT;
         assert_eq!(vmas.is_free(&range), model[first..end].iter().all(Option::is_none));
     }
-    assert!(most > 8 && fewest_after <= most / 2, "{most} chunks at most, {fewest_after} after that");
+    assert!(most > 4 && fewest_after <= most / 2, "{most} chunks at most, {fewest_after} after that");
 }
