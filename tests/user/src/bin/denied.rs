@@ -20,6 +20,8 @@ const PAGE: usize = 4096;
 const BLOCK: usize = 16 * PAGE;
 const EAGAIN: Errno = Errno(11);
 const SIGKILL: i32 = 9;
+/// So much that more mappings in it, if each second page has one, need kernel memory.
+const WRITTEN: usize = 10 * BLOCK;
 /// Where nothing else is near.
 const FAR: usize = 0x12_3456_0000;
 const MAYMOVE: usize = 1;
@@ -61,8 +63,8 @@ struct Attempt {
 
 /// Memory that is written to.
 fn written() -> usize {
-    let start = mmap(4 * BLOCK, READ_WRITE, ANONYMOUS).expect("memory");
-    (0..4 * BLOCK).step_by(PAGE).for_each(|offset| poke(start + offset, 1));
+    let start = mmap(WRITTEN, READ_WRITE, ANONYMOUS).expect("memory");
+    (0..WRITTEN).step_by(PAGE).for_each(|offset| poke(start + offset, 1));
     start
 }
 
@@ -111,7 +113,7 @@ fn touch(start: usize) -> Result {
 
 /// Changes every second page: the list of mappings grows at some time.
 fn of_parts(start: usize, change: fn(usize) -> Result) -> Result {
-    (start + PAGE..start + 4 * BLOCK).step_by(2 * PAGE).try_for_each(|page| change(page).map(|_| ()))?;
+    (start + PAGE..start + WRITTEN).step_by(2 * PAGE).try_for_each(|page| change(page).map(|_| ()))?;
     Ok(0)
 }
 
