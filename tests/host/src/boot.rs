@@ -238,6 +238,11 @@ impl Outcome {
         self.console.lines().map(|line| line.trim_end_matches('\r'))
     }
 
+    /// Whether the boot was given an initial RAM disk.
+    pub fn has_initrd(&self) -> bool {
+        self.command.contains(" --initrd ")
+    }
+
     /// Whether EFI firmware started the kernel.
     pub fn by_firmware(&self) -> bool {
         // Behind what firmware does to its screen.

@@ -2,6 +2,7 @@
 //! that have something to do with each other.
 
 use pleat_host_tests::boot::{Boot, Scratch};
+use pleat_host_tests::cpio::Cpio;
 use pleat_host_tests::suite::Machine;
 use pleat_host_tests::tree::RAM_BASE;
 
@@ -98,7 +99,8 @@ fn with_reservations() {
 #[test]
 fn with_an_initrd() {
     let scratch = Scratch::new();
-    let initrd = scratch.write("initrd", &vec![0xa5; 3_000_001]);
+    let archive = Cpio::new().program("none", &vec![0xa5; 3_000_001]).bytes();
+    let initrd = scratch.write("initrd", &archive);
     let machine = Machine { memory: "64M", ..Machine::default() };
     machine.runs_with(|boot| boot.option("--initrd", initrd));
 }
