@@ -203,6 +203,23 @@ fn a_gap_is_found_in_logarithmic_time() {
     assert!(most < MOST, "{most} looks at most");
 }
 
+/// The last mapping of a chunk, with which no chunk goes: what is known of those below stays known.
+#[test]
+fn where_no_chunk_goes_no_width_is_found_out_anew() {
+    let mut vmas = with_gaps(MAX_MAP_COUNT - 2, |_| 1);
+    let end = vmas.iter().next_back().unwrap().end;
+    let looks = |vmas: &Vmas<'_>| {
+        let before = vmas.maxima.looks.load(Ordering::Relaxed);
+        assert_eq!(vmas.gap_below(0, end, 10 << SHIFT, 1 << SHIFT, 0), None);
+        vmas.maxima.looks.load(Ordering::Relaxed) - before
+    };
+    assert!(looks(&vmas) > 1000, "all of them are found out");
+    let last = vmas.chunks[vmas.chunks.len() - 2].last().map(|vma| vma.start..vma.end).unwrap();
+    replace(&mut vmas, last, None);
+    let looks = looks(&vmas);
+    assert!(looks < 60, "{looks} looks");
+}
+
 /// As `mmap` places them; every third is unmapped again, and some long after.
 #[test]
 fn where_many_are_added_few_widths_are_found_out_anew() {
