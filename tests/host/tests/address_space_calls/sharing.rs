@@ -10,8 +10,10 @@ on_all!(permissions_do_not_undo_copy_on_write);
 on_all!(a_child_does_not_lose_what_follows_a_page_that_is_free);
 on_all!(what_is_free_goes_from_all_who_share_it);
 on_all!(a_fork_without_memory_leaves_the_parent_as_it_was);
+on_all!(a_fork_that_can_not_count_gives_back_what_it_counted);
 
 mod inner {
+    use arch::Pfn;
     use mm::contpte::Obstacle;
     use mm::counters::Counter;
     use mm::mman::*;
@@ -204,5 +206,52 @@ mod inner {
             }
         }
         assert!((0..pages).all(|page| world.word(0, page) == page as u32));
+    }
+
+    /// The folios that are mapped.
+    fn mapped<G: GranuleType + Sync>(world: &World<'_, G>) -> Vec<Pfn> {
+        let frames =
+            world.frames.zones().iter().flat_map(|zone| zone.range().start.get()..zone.range().end.get());
+        let heads = frames.map(Pfn::new).filter(|&pfn| {
+            world.frames.get(pfn).is_some_and(|folio| folio.head() == pfn && folio.maps() > 0)
+        });
+        heads.collect()
+    }
+
+    /// Of three folios in one table the second has as many mappings as can be counted.
+    pub(super) fn a_fork_that_can_not_count_gives_back_what_it_counted<G: GranuleType + Sync>(
+        world: &mut World<'_, G>,
+    ) {
+        const MOST: u32 = i32::MAX as u32;
+        world.switch(0, Some(0));
+        let block = world.block();
+        world.map(0, 0, 3 * block, RW, PRIVATE);
+        let mut heads = Vec::new();
+        for first in [0, block, 2 * block] {
+            (first..first + block).for_each(|page| world.set_word(0, page, page as u32));
+            let new: Vec<_> = mapped(world).into_iter().filter(|head| !heads.contains(head)).collect();
+            assert_eq!(new.len(), 1, "a block is a folio");
+            heads.extend(new);
+        }
+        let (used, tables) = (world.used(), world.board.live_tables());
+        let maps = |world: &World<'_, G>| {
+            [0, 1, 2].map(|i: usize| world.frames.get(heads[i]).map(|folio| folio.maps()))
+        };
+        let before = maps(world);
+        let second = world.frames.get(heads[1]).expect("it is mapped");
+        let more = MOST - second.maps() - 1;
+        second.map_inc(more);
+        let (mm, _) = world.new_mm().expect("a root table");
+        let child: Result<AddressSpace<'_, _>, Errno> = world.processes[0].space.fork(mm);
+        assert_eq!(child.err(), Some(Errno::ENOMEM));
+        second.map_dec(more);
+        drop(second);
+        assert_eq!((maps(world), world.used(), world.board.live_tables()), (before, used, tables));
+        for page in 0..3 * block {
+            assert!(world.fault(0, page, Access::Write).is_ok());
+            assert_eq!(world.word(0, page), page as u32);
+        }
+        assert_eq!(world.used(), used, "nothing is shared");
+        world.expect_sound();
     }
 }
